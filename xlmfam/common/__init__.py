@@ -1,0 +1,1 @@
+"""Framework-free core: configs, tokenizers, parameter tables, checkpoints, generation options."""
