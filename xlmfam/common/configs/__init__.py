@@ -1,0 +1,7 @@
+"""Backend-agnostic model configs."""
+
+from xlmfam.common.configs.auto import AutoConfig, config_class
+from xlmfam.common.configs.base import PretrainedConfig
+from xlmfam.common.configs.xglm import XGLMConfig
+
+__all__ = ["AutoConfig", "PretrainedConfig", "XGLMConfig", "config_class"]

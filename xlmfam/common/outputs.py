@@ -1,0 +1,108 @@
+"""Output fields of every model, the same in the three backends.
+
+Shapes: B batch, S sequence, T sequence with past, H heads, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, ClassVar
+
+
+class ModelOutput(OrderedDict):
+    """Named results: attribute, key, index and slice; only fields that are not ``None`` count.
+
+    ``output.logits``, ``output["logits"]`` and ``output[0]`` are the same thing;
+    ``output.to_tuple()`` is the tuple that ``return_dict=False`` gives.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        values = dict(*args, **kwargs)
+        unknown = [name for name in values if name not in self.fields]
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(unknown)}")
+        present = [(name, values[name]) for name in self.fields if values.get(name) is not None]
+        super().__init__(present)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in type(self).fields:
+            return self.get(name)
+        raise AttributeError(f"{type(self).__name__} has no field '{name}'")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in type(self).fields:
+            raise AttributeError(f"{type(self).__name__} has no field '{name}'")
+        self[name] = value
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            return super().__getitem__(key)
+        return self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return the values that are there, in field order."""
+        return tuple(super(ModelOutput, self).__getitem__(name) for name in self.keys())  # noqa: SIM118
+
+    def __reduce__(self):
+        return type(self), (dict(self.items()),)
+
+
+class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
+    """Result of a base model.
+
+    Fields:
+        last_hidden_state: (B, S, D), after the final norm.
+        past_key_values: Keys and values, see the backend's ``cache`` module.
+        hidden_states: One (B, S, D) per layer and the embeddings; the last one is normed.
+        attentions: One (B, H, S, T) per layer.
+        cross_attentions: One (B, H, S, S_encoder) per layer.
+    """
+
+    fields = (
+        "last_hidden_state",
+        "past_key_values",
+        "hidden_states",
+        "attentions",
+        "cross_attentions",
+    )
+
+
+class CausalLMOutputWithCrossAttentions(ModelOutput):
+    """Result of a causal language model.
+
+    Fields:
+        loss: Mean cross entropy over the shifted labels; in TensorFlow per label.
+        logits: (B, S, V).
+        past_key_values, hidden_states, attentions, cross_attentions: As in the base model.
+    """
+
+    fields = (
+        "loss",
+        "logits",
+        "past_key_values",
+        "hidden_states",
+        "attentions",
+        "cross_attentions",
+    )
+
+
+class GenerateOutput(ModelOutput):
+    """Result of ``generate`` with ``return_dict_in_generate=True``.
+
+    Fields:
+        sequences: (B * num_return_sequences, L) token ids, prompt included.
+        scores: Processed scores of every step, a tuple of (B * num_beams, V).
+        sequences_scores: (B * num_return_sequences,) of beam search.
+        beam_indices: (B * num_return_sequences, steps): the beam that each token came from.
+    """
+
+    fields = ("sequences", "scores", "sequences_scores", "beam_indices")
+
+
+OUTPUTS: tuple[type[ModelOutput], ...] = (
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+    GenerateOutput,
+)

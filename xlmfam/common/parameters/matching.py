@@ -1,0 +1,167 @@
+"""Holding the names and shapes of a file against the table, before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from xlmfam.common.errors import CheckpointError
+from xlmfam.common.parameters.spelling import Spelling, layout_shape, spell
+from xlmfam.common.parameters.table import Parameter, Table
+
+MOST_NAMES_SHOWN = 20
+
+
+class HasShape(Protocol):
+    """Anything with a ``shape``."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes in the file's layout."""
+
+
+@dataclass
+class LoadPlan:
+    """Which name of a file every parameter comes from.
+
+    Attributes:
+        sources: Canonical name -> name in the file, for every parameter to read.
+        new: Canonical names of head parameters that the file does not have at all.
+        dropped: Names in the file that are not read, with the reason.
+    """
+
+    sources: dict[str, str] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+def plan_loading(
+    table: Table,
+    config: Any,
+    head: str,
+    specs: Mapping[str, HasShape],
+    spelling: Spelling,
+    ignore_mismatched_sizes: bool = False,
+) -> LoadPlan:
+    """Decide where each parameter of class ``head`` comes from in a file.
+
+    A file of a base model loads into a head and the other way round; the head's own parameters
+    are then new. Everything else must be there, and nothing that the table does not know.
+
+    Args:
+        table: The family's table.
+        config: The config.
+        head: Name of the class to load into.
+        specs: Names in the file and their shapes, in the file's spelling and layout.
+        spelling: How the file spells names.
+        ignore_mismatched_sizes: Treat parameters of another shape as new.
+
+    Raises:
+        CheckpointError: Listing all missing, unexpected, ambiguous and misshapen names at once.
+    """
+    parameters = table.expand(config, head)
+    plan = LoadPlan()
+    missing: list[str] = []
+    problems: list[str] = []
+    candidates = _candidates(table, config, spelling)
+    for name, parameter in parameters.items():
+        if parameter.tied_to is not None:
+            continue
+        found = [c for c in candidates(parameter) if c in specs]
+        if not found and spelling == "canonical":
+            # A writer that drops shared tensors may have kept the other name.
+            found = [c for c in _sharing(parameters, parameter) if c in specs][:1]
+        if not found:
+            missing.append(name)
+        elif len(found) > 1:
+            problems.append(f"ambiguous: {name} could be any of {', '.join(found)}")
+        elif tuple(specs[found[0]].shape) == layout_shape(parameter, spelling):
+            plan.sources[name] = found[0]
+        elif ignore_mismatched_sizes:
+            plan.new.append(name)
+            plan.dropped[found[0]] = "its shape differs (ignore_mismatched_sizes)"
+        else:
+            want, got = layout_shape(parameter, spelling), tuple(specs[found[0]].shape)
+            plan.dropped[found[0]] = "its shape differs"
+            problems.append(f"misshapen: {found[0]} is {got}, the config asks for {want}")
+    absent, new = _split_missing(table, parameters, missing)
+    plan.new += new
+    problems = [f"missing: {name}" for name in absent] + problems
+    known = _known_names(table, config, spelling)
+    used = set(plan.sources.values()) | set(plan.dropped)
+    for name in specs:
+        if name in used:
+            continue
+        if name in known:
+            plan.dropped[name] = known[name]
+        else:
+            problems.append(f"unexpected: {name}")
+    if problems:
+        raise CheckpointError(_describe(head, problems))
+    return plan
+
+
+def _candidates(table: Table, config: Any, spelling: Spelling) -> Callable[[Parameter], list[str]]:
+    """Return a function giving the names under which a file may hold a parameter."""
+    older: dict[str, list[str]] = {}
+    for template, canonical in table.aliases:
+        for values in table.index_values(canonical, config):
+            older.setdefault(canonical.format(**values), []).append(template.format(**values))
+
+    def names(parameter: Parameter) -> list[str]:
+        full = spell(parameter, spelling, prefixed=True)
+        every = [full, _without_prefix(table, full), *older.get(parameter.full_name, ())]
+        return list(dict.fromkeys(every))
+
+    return names
+
+
+def _sharing(parameters: Mapping[str, Parameter], parameter: Parameter) -> list[str]:
+    return [p.full_name for p in parameters.values() if p.tied_to == parameter.full_name]
+
+
+def _without_prefix(table: Table, name: str) -> str:
+    for separator in (".", "/"):
+        name = name.removeprefix(table.prefix + separator)
+    return name
+
+
+def _split_missing(
+    table: Table, parameters: Mapping[str, Parameter], missing: list[str]
+) -> tuple[list[str], list[str]]:
+    """Split into names that must be there and a head's own that may start anew, all or none."""
+    own = [
+        name
+        for name, parameter in parameters.items()
+        if not parameter.full_name.startswith(table.prefix + ".") and parameter.tied_to is None
+    ]
+    if own and set(own) <= set(missing):
+        return [name for name in missing if name not in own], own
+    return missing, []
+
+
+def _known_names(table: Table, config: Any, spelling: Spelling) -> dict[str, str]:
+    """Names that a file may carry without being read, with the reason."""
+    known: dict[str, str] = {}
+    for head in (table.base, *table.heads):
+        for parameter in table.expand(config, head).values():
+            name = spell(parameter, spelling, prefixed=True)
+            if parameter.tied_to is not None:
+                known[name] = f"tied to {parameter.tied_to}"
+            elif not parameter.full_name.startswith(table.prefix + "."):
+                known.setdefault(name, f"belongs to {head}")
+    for template, reason in table.ignored:
+        for name in table.expand_names(template, config):
+            for spelled in (name, _without_prefix(table, name)):
+                known[spelled if spelling == "canonical" else spelled.replace(".", "/")] = reason
+    return known
+
+
+def _describe(head: str, problems: list[str]) -> str:
+    shown = problems[:MOST_NAMES_SHOWN]
+    more = len(problems) - len(shown)
+    lines = [f"the checkpoint does not fit {head}: {len(problems)} problem(s)", *shown]
+    if more:
+        lines.append(f"... and {more} more")
+    return "\n  ".join(lines)
