@@ -1,0 +1,202 @@
+"""Reading and writing one ``.safetensors`` file.
+
+Reading: the safetensors library judges the header, so that a file is accepted here exactly when
+the rest of the world accepts it; the data are then read without its memory map (see `raw`).
+Writing: the library wants all tensors in memory at once, so the file is streamed here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlmfam.common.checkpoints.raw import (
+    ReadTensor,
+    array_bytes,
+    checked,
+    open_binary,
+    read_array,
+    read_bytes_into,
+)
+from xlmfam.common.checkpoints.source import (
+    DTYPES,
+    Spelling,
+    TensorSource,
+    TensorSpec,
+    unknown_name,
+)
+from xlmfam.common.errors import CheckpointError
+
+_DTYPE_OF_CODE = {
+    "F64": DTYPES["float64"],
+    "F32": DTYPES["float32"],
+    "F16": DTYPES["float16"],
+    "BF16": DTYPES["bfloat16"],
+    "F8_E4M3": DTYPES["float8_e4m3fn"],
+    "F8_E5M2": DTYPES["float8_e5m2"],
+    "I64": DTYPES["int64"],
+    "I32": DTYPES["int32"],
+    "I16": DTYPES["int16"],
+    "I8": DTYPES["int8"],
+    "U64": DTYPES["uint64"],
+    "U32": DTYPES["uint32"],
+    "U16": DTYPES["uint16"],
+    "U8": DTYPES["uint8"],
+    "BOOL": DTYPES["bool"],
+}
+_CODE_OF_DTYPE = {dtype: code for code, dtype in _DTYPE_OF_CODE.items()}
+_METADATA = "__metadata__"
+_LENGTH_BYTES = 8
+
+
+class SafetensorsSource(TensorSource):
+    """One open ``.safetensors`` file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: The file is missing, truncated or damaged.
+    """
+
+    spelling: Spelling = "canonical"
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._file, size = open_binary(self.path)
+        try:
+            _library_accepts(self.path)
+            self._specs, self._offsets = self._read_header(size)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read_header(self, size: int) -> tuple[dict[str, TensorSpec], dict[str, int]]:
+        length = np.empty(_LENGTH_BYTES, np.uint8)
+        read_bytes_into(self._file, 0, length, self.path)
+        header_size = int.from_bytes(length.tobytes(), "little")
+        # The library has checked this; checked again because the file was opened twice.
+        if header_size > size - _LENGTH_BYTES:
+            raise CheckpointError(f"{self.path}: the header is longer than the file")
+        text = np.empty(header_size, np.uint8)
+        read_bytes_into(self._file, _LENGTH_BYTES, text, self.path)
+        header = json.loads(text.tobytes(), object_pairs_hook=self._no_duplicates)
+        header.pop(_METADATA, None)
+        specs, offsets = {}, {}
+        for name, entry in header.items():
+            specs[name] = self._spec(name, entry)
+            offsets[name] = _LENGTH_BYTES + header_size + entry["data_offsets"][0]
+        return specs, offsets
+
+    def _no_duplicates(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = dict(pairs)
+        if len(names) != len(pairs):
+            raise CheckpointError(f"{self.path}: the header names a tensor twice")
+        return names
+
+    def _spec(self, name: str, entry: dict[str, Any]) -> TensorSpec:
+        if entry["dtype"] not in _DTYPE_OF_CODE:
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} has the dtype {entry['dtype']!r}; "
+                f"readable are {', '.join(_DTYPE_OF_CODE)}"
+            )
+        return TensorSpec(tuple(entry["shape"]), _DTYPE_OF_CODE[entry["dtype"]])
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """Name, shape and dtype of every tensor, from the header alone."""
+        return dict(self._specs)
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one tensor into a fresh array; see `TensorSource.read`."""
+        if name not in self._specs:
+            raise unknown_name(name, self.path, self._specs)
+        if self._file.closed:
+            raise CheckpointError(f"{self.path}: already closed")
+        return read_array(self._file, self._offsets[name], self._specs[name], self.path)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _library_accepts(path: Path) -> None:
+    """Let the safetensors library judge the header: sizes, overlaps, holes, dtypes."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file (truncated or damaged): {error}"
+        ) from error
+
+
+def open_file(path: Path) -> TensorSource:
+    """Open one file; see `SafetensorsSource`."""
+    return SafetensorsSource(path)
+
+
+def write_file(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    read: ReadTensor,
+    *,
+    shard: bool = False,  # noqa: ARG001  (all formats are called alike)
+    architecture: str | None = None,  # noqa: ARG001
+) -> None:
+    """Write one file, holding one tensor at a time.
+
+    Args:
+        path: The file to make.
+        specs: The tensors.
+        read: Gives the array of a name.
+        shard: Not needed by this format.
+        architecture: Not needed by this format.
+
+    Raises:
+        CheckpointError: A dtype cannot be stored, or an array is not what its spec says.
+    """
+    # Wide dtypes first, as the library does: every tensor then starts aligned to its own items.
+    names = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
+    with open(path, "wb") as file:
+        file.write(_header(names, specs))
+        for name in names:
+            file.write(array_bytes(checked(name, specs[name], read)))
+
+
+def _header(names: list[str], specs: Mapping[str, TensorSpec]) -> bytes:
+    # transformers refuses files that do not say which framework's layout they have.
+    header: dict[str, Any] = {_METADATA: {"format": "pt"}}
+    start = 0
+    for name in names:
+        spec = specs[name]
+        if spec.dtype not in _CODE_OF_DTYPE or name == _METADATA:
+            raise CheckpointError(
+                f"tensor {name!r}: safetensors cannot hold it as {spec.dtype.name}; "
+                f"possible are {', '.join(d.name for d in _CODE_OF_DTYPE)}"
+            )
+        end = start + spec.nbytes
+        header[name] = {
+            "dtype": _CODE_OF_DTYPE[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def index_name(name: str, architecture: str | None = None) -> str:  # noqa: ARG001
+    """How the shard index spells a tensor's name: as the shards do."""
+    return name
+
+
+def name_in_index(name: str) -> str:
+    """The inverse of `index_name`."""
+    return name

@@ -1,0 +1,102 @@
+"""What every checkpoint reader offers: names, shapes and dtypes first, tensors one at a time.
+
+A model asks a source for ``specs()``, compares them with its parameter table, and only then
+reads. Readers never hold more than the tensor that was asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from types import TracebackType
+from typing import Literal, Protocol
+
+import ml_dtypes
+import numpy as np
+
+from xlmfam.common.errors import CheckpointError
+
+Spelling = Literal["canonical", "flax", "keras_h5"]
+
+# Every dtype a checkpoint may hold, by the one name that NumPy and JAX give it. A reader takes
+# dtypes from this table only, so that a file cannot ask for object or void arrays.
+_NAMES = (
+    *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
+    *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
+)
+DTYPES: dict[str, np.dtype] = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in _NAMES}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of a stored tensor, in the layout of its file.
+
+    Attributes:
+        shape: The dimensions.
+        dtype: The NumPy dtype; bfloat16 is ``ml_dtypes.bfloat16``.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor's data."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+class TensorSource(Protocol):
+    """An open checkpoint.
+
+    Attributes:
+        spelling: How the names are spelled. ``canonical``: PyTorch state-dict names;
+            ``flax``: ``model/layers/0/self_attn/q_proj/kernel``; ``keras_h5``:
+            ``model/layers.0/self_attn/q_proj/kernel``, which is the name of the HDF5 weight
+            without the leading model-instance component and without ``:0``.
+    """
+
+    spelling: Spelling
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """Name, shape and dtype of every tensor, without reading any tensor's data."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one tensor.
+
+        Args:
+            name: A key of `specs()`.
+
+        Returns:
+            A fresh array in the layout of the file.
+
+        Raises:
+            CheckpointError: The name is unknown or the file is damaged.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the files; reading afterwards is an error."""
+        ...
+
+    def __enter__(self) -> TensorSource:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def unknown_name(name: str, where: object, specs: dict[str, TensorSpec]) -> CheckpointError:
+    """The error for reading a tensor that a file does not hold."""
+    some = ", ".join(list(specs)[:3])
+    return CheckpointError(f"{where}: no tensor {name!r} among its {len(specs)} ({some}, ...)")
+
+
+def describe(spec: TensorSpec) -> str:
+    """A spec as people read it: ``float32 (2, 3)``."""
+    return f"{spec.dtype.name} {spec.shape}"
