@@ -1,0 +1,194 @@
+"""``flax_model.msgpack``: a tree of arrays as ``flax.serialization`` packs it.
+
+Maps within maps; a leaf is a MessagePack extension of type 1 (array) or 3 (NumPy scalar) whose
+payload is itself MessagePack: ``[shape, dtype name, bytes]``. Leaves beyond 1 GiB are maps with
+a mark, a shape and flat chunks. A scan notes where the bytes of every leaf lie
+(`msgpack_scan`); reading then touches one leaf at a time, which unpacking the whole file would
+not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from xlmfam.conversion.formats.msgpack_scan import CHUNKED, EXT_ARRAY, Leaf, scan
+
+from xlmfam.common.checkpoints.raw import (
+    ReadTensor,
+    array_bytes,
+    checked,
+    open_binary,
+    read_bytes_into,
+)
+from xlmfam.common.checkpoints.source import (
+    DTYPES,
+    Spelling,
+    TensorSource,
+    TensorSpec,
+    unknown_name,
+)
+from xlmfam.common.errors import CheckpointError
+
+# What flax.serialization takes as the largest single leaf; readers accept any size.
+_MAX_LEAF_BYTES = 2**30
+
+
+class FlaxSource(TensorSource):
+    """One open ``.msgpack`` file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: The file is truncated, damaged, or holds more than arrays.
+    """
+
+    spelling: Spelling = "flax"
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._file, size = open_binary(self.path)
+        try:
+            self._leaves: dict[str, Leaf] = scan(self._file, size, self.path)
+        except BaseException:
+            self._file.close()
+            raise
+        self._specs = {name: leaf.spec for name, leaf in self._leaves.items()}
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """Name, shape and dtype of every leaf."""
+        return dict(self._specs)
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one leaf into a fresh array; see `TensorSource.read`."""
+        if name not in self._leaves:
+            raise unknown_name(name, self.path, self._specs)
+        if self._file.closed:
+            raise CheckpointError(f"{self.path}: already closed")
+        leaf = self._leaves[name]
+        buffer = np.empty(leaf.spec.nbytes, np.uint8)
+        done = 0
+        for offset, count in leaf.pieces:
+            read_bytes_into(self._file, offset, buffer[done : done + count], self.path)
+            done += count
+        return buffer.view(leaf.spec.dtype).reshape(leaf.spec.shape)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def open_file(path: Path) -> TensorSource:
+    """Open one file; see `FlaxSource`."""
+    return FlaxSource(path)
+
+
+def write_file(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    read: ReadTensor,
+    *,
+    shard: bool = False,  # noqa: ARG001  (all formats are called alike)
+    architecture: str | None = None,  # noqa: ARG001
+) -> None:
+    """Write one file, holding one leaf at a time.
+
+    Args:
+        path: The file to make.
+        specs: The leaves, by their paths in the tree with ``/`` between.
+        read: Gives the array of a name.
+        shard: Not needed by this format.
+        architecture: Not needed by this format.
+
+    Raises:
+        CheckpointError: Two names do not fit into one tree, or an array is not what its spec
+            says.
+    """
+    for name, spec in specs.items():
+        if spec.dtype.name not in DTYPES:
+            raise CheckpointError(f"tensor {name!r}: .msgpack cannot hold {spec.dtype.name}")
+    with open(path, "wb") as file:
+        _Writer(file, specs, read).tree(_tree(specs))
+
+
+def _tree(names: Mapping[str, TensorSpec]) -> dict[str, Any]:
+    """Nested dicts whose leaves are the full names."""
+    tree: dict[str, Any] = {}
+    for name in names:
+        *path, leaf = name.split("/")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise CheckpointError(f"tensor {name!r} lies inside another tensor, {node!r}")
+        if leaf in node:
+            raise CheckpointError(f"tensor {name!r} has other tensors inside it")
+        node[leaf] = name
+    return tree
+
+
+class _Writer:
+    """Streams the tree: every header's length is known from the specs."""
+
+    def __init__(self, file: BinaryIO, specs: Mapping[str, TensorSpec], read: ReadTensor):
+        import msgpack
+
+        self._file = file
+        self._specs = specs
+        self._read = read
+        self._packer = msgpack.Packer(use_bin_type=True)
+
+    def tree(self, tree: Mapping[str, Any]) -> None:
+        self._map_header(len(tree))
+        for key, value in tree.items():
+            self._pack(key)
+            if isinstance(value, str):
+                self._leaf(value)
+            else:
+                self.tree(value)
+
+    def _map_header(self, count: int) -> None:
+        self._file.write(self._packer.pack_map_header(count))
+
+    def _pack(self, value: object) -> None:
+        self._file.write(self._packer.pack(value))
+
+    def _leaf(self, name: str) -> None:
+        array = checked(name, self._specs[name], self._read)
+        if array.nbytes <= _MAX_LEAF_BYTES:
+            self._array(array)
+            return
+        flat = array.reshape(-1)
+        step = max(1, _MAX_LEAF_BYTES // array.itemsize)
+        chunks = [flat[start : start + step] for start in range(0, flat.size, step)]
+        self._map_header(3)
+        self._pack(CHUNKED)
+        self._pack(True)
+        self._pack("shape")
+        self._pack({str(axis): size for axis, size in enumerate(array.shape)})
+        self._pack("chunks")
+        self._map_header(len(chunks))
+        for number, chunk in enumerate(chunks):
+            self._pack(str(number))
+            self._array(chunk)
+
+    def _array(self, array: np.ndarray) -> None:
+        inner = self._packer.pack_array_header(3)
+        inner += self._packer.pack(array.shape) + self._packer.pack(array.dtype.name)
+        inner += b"\xc6" + array.nbytes.to_bytes(4, "big")
+        length = len(inner) + array.nbytes
+        self._file.write(b"\xc9" + length.to_bytes(4, "big") + bytes([EXT_ARRAY]) + inner)
+        self._file.write(array_bytes(array))
+
+
+def index_name(name: str, architecture: str | None = None) -> str:  # noqa: ARG001
+    """How the shard index spells a tensor's name: as the shards do."""
+    return name
+
+
+def name_in_index(name: str) -> str:
+    """The inverse of `index_name`."""
+    return name

@@ -1,0 +1,243 @@
+"""``pytorch_model.bin``: a state dict pickled by ``torch.save``.
+
+Read with ``torch.load(weights_only=True)``, whose unpickler knows tensors and containers only:
+nothing in the file is executed.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlmfam.common.checkpoints.raw import ReadTensor, checked
+from xlmfam.common.checkpoints.source import (
+    DTYPES,
+    Spelling,
+    TensorSource,
+    TensorSpec,
+    unknown_name,
+)
+from xlmfam.common.errors import CheckpointError, MissingPackageError
+
+# A mapped page counts as our memory until the file is opened anew.
+_BYTES_PER_MAPPING = 32 * 2**20
+_UNKNOWN_TO_NUMPY = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingPackageError(
+            "torch", "pytorch_model.bin", 'pip install "xlmfam[pt]"'
+        ) from error
+    return torch
+
+
+class PytorchSource(TensorSource):
+    """One open ``.bin`` file.
+
+    Files of PyTorch 1.6 and later are mapped and read tensor by tensor. The older format has no
+    index, so such a file is held in memory as a whole.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: The file is damaged, holds more than named tensors, or would run code.
+        MissingPackageError: PyTorch is not installed.
+    """
+
+    spelling: Spelling = "canonical"
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._torch = _torch()
+        try:
+            self._mapped = zipfile.is_zipfile(self.path)
+            self._identity = _identity(self.path)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
+        self._state: dict[str, Any] | None = self._load()
+        self._touched = 0
+        self._specs = {name: self._spec(name, tensor) for name, tensor in self._state.items()}
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            state = self._torch.load(
+                self.path, map_location="cpu", weights_only=True, mmap=self._mapped
+            )
+        except Exception as error:  # torch raises a dozen kinds for damaged files
+            raise CheckpointError(self._why_not(error)) from error
+        if not isinstance(state, dict):
+            raise CheckpointError(
+                f"{self.path}: holds a {type(state).__name__}, not tensors by their names"
+            )
+        for name, value in state.items():
+            self._require_tensor(name, value)
+        return state
+
+    def _why_not(self, error: Exception) -> str:
+        reason = str(error).strip().partition("\n")[0]
+        if "weights_only" in str(error).lower() or "unsupported" in reason.lower():
+            return (
+                f"{self.path}: holds more than tensors, and reading that would run code from the "
+                f"file, which xlmfam never does ({reason})"
+            )
+        return f"{self.path}: not a whole PyTorch checkpoint (truncated or damaged): {reason}"
+
+    def _require_tensor(self, name: Any, value: Any) -> None:
+        if isinstance(value, dict):
+            raise CheckpointError(
+                f"{self.path}: {name!r} is a dict; a checkpoint has one flat level of names. This "
+                f"looks like a training checkpoint: save its {name!r} part on its own"
+            )
+        if not isinstance(name, str) or not isinstance(value, self._torch.Tensor):
+            raise CheckpointError(
+                f"{self.path}: the entry {name!r} is a {type(value).__name__}, not a named tensor"
+            )
+        if value.layout != self._torch.strided or value.is_quantized or value.is_meta:
+            raise CheckpointError(f"{self.path}: tensor {name!r} is not dense")
+
+    def _spec(self, name: str, tensor: Any) -> TensorSpec:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} has the dtype {dtype}; readable are "
+                f"{', '.join(DTYPES)}"
+            )
+        spec = TensorSpec(tuple(tensor.shape), DTYPES[dtype])
+        # Strides of zero would let a small file ask for any amount of memory.
+        if spec.nbytes > max(self._identity[2], 2**16):
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} claims {spec.nbytes} bytes, more than the file has"
+            )
+        return spec
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """Name, shape and dtype of every tensor."""
+        return dict(self._specs)
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one tensor into a fresh array; see `TensorSource.read`."""
+        if name not in self._specs:
+            raise unknown_name(name, self.path, self._specs)
+        if self._state is None:
+            raise CheckpointError(f"{self.path}: already closed")
+        spec = self._specs[name]
+        out = np.empty(spec.shape, spec.dtype)
+        # Large tensors in blocks of rows, so that little is mapped beside the copy.
+        rows = spec.shape[0] if spec.shape else 0
+        step = max(1, rows * _BYTES_PER_MAPPING // max(1, spec.nbytes)) if rows else 1
+        if rows <= step:
+            out[...] = self._take(name, ..., spec.nbytes)
+            return out
+        for start in range(0, rows, step):
+            block = slice(start, start + step)
+            out[block] = self._take(name, block, out[block].nbytes)
+        return out
+
+    def _take(self, name: str, block: Any, nbytes: int) -> np.ndarray:
+        self._touched += nbytes
+        if self._mapped and self._touched > _BYTES_PER_MAPPING:
+            self._remap()
+            self._touched = nbytes
+        assert self._state is not None
+        return _to_numpy(self._state[name][block], self._specs[name].dtype)
+
+    def _remap(self) -> None:
+        if _identity(self.path) != self._identity:
+            raise CheckpointError(f"{self.path}: the file was replaced while it was being read")
+        self._state = None
+        self._state = self._load()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._state = None
+
+
+def _identity(path: Path) -> tuple[int, int, int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _to_numpy(tensor: Any, dtype: np.dtype) -> np.ndarray:
+    """A NumPy view of a tensor, also for the dtypes that torch does not hand to NumPy."""
+    import torch
+
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    if dtype.name in _UNKNOWN_TO_NUMPY:
+        same_width = torch.int16 if dtype.itemsize == 2 else torch.int8
+        return tensor.contiguous().view(same_width).numpy().view(dtype)
+    return tensor.numpy()
+
+
+def _from_numpy(array: np.ndarray) -> Any:
+    import torch
+
+    # Sources may hand out read-only arrays, which torch warns about; nothing is written to them.
+    if not array.flags.writeable:
+        array = array.copy()
+    if array.dtype.name in _UNKNOWN_TO_NUMPY:
+        same_width = np.int16 if array.dtype.itemsize == 2 else np.int8
+        return torch.from_numpy(array.view(same_width)).view(getattr(torch, array.dtype.name))
+    return torch.from_numpy(array)
+
+
+def open_file(path: Path) -> TensorSource:
+    """Open one file; see `PytorchSource`."""
+    return PytorchSource(path)
+
+
+def write_file(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    read: ReadTensor,
+    *,
+    shard: bool = False,  # noqa: ARG001  (all formats are called alike)
+    architecture: str | None = None,  # noqa: ARG001
+) -> None:
+    """Write one file. ``torch.save`` needs all its tensors at once: memory is that of a shard.
+
+    Names for which `read` gives one and the same array are stored once.
+
+    Args:
+        path: The file to make.
+        specs: The tensors.
+        read: Gives the array of a name.
+        shard: Not needed by this format.
+        architecture: Not needed by this format.
+
+    Raises:
+        CheckpointError: An array is not what its spec says.
+        MissingPackageError: PyTorch is not installed.
+    """
+    torch = _torch()
+    tensors: dict[int, tuple[np.ndarray, Any]] = {}
+    state = {}
+    for name, spec in specs.items():
+        if spec.dtype.name not in DTYPES:
+            raise CheckpointError(f"tensor {name!r}: .bin cannot hold it as {spec.dtype.name}")
+        array = checked(name, spec, read)
+        # The array is kept beside its tensor, so that its id stays its own.
+        tensors.setdefault(id(array), (array, _from_numpy(array)))
+        state[name] = tensors[id(array)][1]
+    # An open file: torch would otherwise name the archive after the temporary path, and turn a
+    # full disk into a RuntimeError.
+    with open(path, "wb") as file:
+        torch.save(state, file)
+
+
+def index_name(name: str, architecture: str | None = None) -> str:  # noqa: ARG001
+    """How the shard index spells a tensor's name: as the shards do."""
+    return name
+
+
+def name_in_index(name: str) -> str:
+    """The inverse of `index_name`."""
+    return name

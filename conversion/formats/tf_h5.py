@@ -1,0 +1,318 @@
+"""``tf_model.h5``: weights as Keras 2 wrote them for transformers' TensorFlow models.
+
+A file has one group per top-level layer. The attribute ``weight_names`` of a group lists its
+datasets as ``tfxglm_for_causal_lm/model/layers.0/fc1/kernel:0``; ``layer_names`` lists the
+groups. Lists beyond the 64 KB that HDF5 allows an attribute are cut into ``weight_names0``,
+``weight_names1`` and so on. In a shard there are no such groups: the datasets stand by
+themselves, without the leading model name, and ``layer_names`` lists them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlmfam.common.checkpoints.raw import ReadTensor, checked
+from xlmfam.common.checkpoints.source import (
+    DTYPES,
+    Spelling,
+    TensorSource,
+    TensorSpec,
+    unknown_name,
+)
+from xlmfam.common.errors import CheckpointError
+
+_TOP_LEVEL = "top_level_model_weights"
+_OLD_ROOT = "model_weights"
+_MAX_ATTRIBUTE_BYTES = 60_000
+# HDF5 has no type called bfloat16, but describes it: where sign, exponent and mantissa lie.
+# Readers that do not look closer get the same numbers as float32.
+_BFLOAT16_FIELDS = (15, 7, 8, 0, 7)
+_BFLOAT16_BIAS = 127
+# What h5py raises for damaged files, depending on where the damage is.
+_H5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
+
+
+class H5Source(TensorSource):
+    """One open ``.h5`` file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: The file is truncated, damaged, or not in the layout of Keras 2.
+    """
+
+    spelling: Spelling = "keras_h5"
+
+    def __init__(self, path: Path):
+        import h5py
+
+        self.path = Path(path)
+        try:
+            self._size = os.path.getsize(self.path)
+            self._file = h5py.File(self.path, "r", locking=False)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path}: not a whole HDF5 file (truncated or damaged): {error}"
+            ) from error
+        try:
+            self._datasets = self._find_datasets()
+            self._specs = {name: self._spec(name, d) for name, d in self._datasets.items()}
+        except _H5_ERRORS as error:
+            self._file.close()
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{self.path}: damaged: {error}") from error
+
+    def _find_datasets(self) -> dict[str, Any]:
+        root = self._file
+        layers = _names(root, "layer_names")
+        if layers is None and isinstance(root.get(_OLD_ROOT), type(root["/"])):
+            root = root[_OLD_ROOT]
+            layers = _names(root, "layer_names")
+        if layers is None:
+            raise CheckpointError(
+                f'{self.path}: has no "layer_names"; only the weight files of Keras 2, such as '
+                "transformers' tf_model.h5, are readable"
+            )
+        if _TOP_LEVEL in root and _TOP_LEVEL not in layers:
+            layers = [*layers, _TOP_LEVEL]
+        datasets: dict[str, Any] = {}
+        for layer in layers:
+            for name, dataset in self._datasets_of(root, layer):
+                if name in datasets:
+                    raise CheckpointError(f"{self.path}: holds {name!r} twice")
+                datasets[name] = dataset
+        return datasets
+
+    def _datasets_of(self, root: Any, layer: str) -> Iterator[tuple[str, Any]]:
+        import h5py
+
+        found = self._follow(root, layer)
+        if isinstance(found, h5py.Dataset):
+            yield layer.removesuffix(":0"), found
+            return
+        for name in _names(found, "weight_names") or []:
+            yield _without_instance(name, layer), self._follow(found, name)
+
+    def _follow(self, group: Any, name: str) -> Any:
+        """Walk a path by hard links only: the other kinds may lead into other files."""
+        import h5py
+
+        for part in filter(None, name.split("/")):
+            link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
+            if not isinstance(link, h5py.HardLink):
+                raise CheckpointError(f"{self.path}: lists {name!r} and does not hold it")
+            group = group[part]
+        return group
+
+    def _spec(self, name: str, dataset: Any) -> TensorSpec:
+        import h5py
+
+        if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
+            raise CheckpointError(f"{self.path}: {name!r} is not an array")
+        dtype = "bfloat16" if _is_bfloat16(dataset) else dataset.dtype.newbyteorder("=").name
+        if dtype not in DTYPES:
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} has the dtype {dtype}; readable are "
+                f"{', '.join(DTYPES)}"
+            )
+        spec = TensorSpec(dataset.shape, DTYPES[dtype])
+        compressed = dataset.id.get_create_plist().get_nfilters() > 0
+        stored = self._size if compressed else dataset.id.get_storage_size()
+        if dataset.is_virtual or dataset.external or spec.nbytes > min(stored, self._size):
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} claims {spec.nbytes} bytes that are not in the file"
+            )
+        return spec
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """Name, shape and dtype of every tensor."""
+        return dict(self._specs)
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one tensor into a fresh array; see `TensorSource.read`."""
+        if name not in self._specs:
+            raise unknown_name(name, self.path, self._specs)
+        if not self._file:
+            raise CheckpointError(f"{self.path}: already closed")
+        try:
+            return _read(self._datasets[name], self._specs[name])
+        except _H5_ERRORS as error:
+            raise CheckpointError(f"{self.path}: tensor {name!r} is damaged: {error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _names(group: Any, attribute: str) -> list[str] | None:
+    """A list of names from an attribute, whole or in pieces; None when there is none."""
+    pieces = []
+    if attribute in group.attrs:
+        pieces = [group.attrs[attribute]]
+    else:
+        while f"{attribute}{len(pieces)}" in group.attrs:
+            pieces.append(group.attrs[f"{attribute}{len(pieces)}"])
+    if not pieces:
+        return None
+    names = [name for piece in pieces for name in np.asarray(piece).tolist()]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def _without_instance(name: str, layer: str) -> str:
+    """Drop ``:0`` and the model-instance component that stands before the layer's own name."""
+    name = name.removesuffix(":0")
+    first, _, rest = name.partition("/")
+    # Weights made outside any model's scope have no such component.
+    if not rest or (first == layer and rest.partition("/")[0] != layer):
+        return name
+    return rest
+
+
+def _is_bfloat16(dataset: Any) -> bool:
+    import h5py
+
+    kind = dataset.id.get_type()
+    return (
+        isinstance(kind, h5py.h5t.TypeFloatID)
+        and kind.get_size() == 2
+        and kind.get_fields() == _BFLOAT16_FIELDS
+        and kind.get_ebias() == _BFLOAT16_BIAS
+    )
+
+
+def _read(dataset: Any, spec: TensorSpec) -> np.ndarray:
+    import h5py
+
+    if spec.dtype != DTYPES["bfloat16"]:
+        return np.asarray(dataset[...], spec.dtype)
+    bits = np.empty(spec.shape, np.uint16)
+    if bits.size:
+        dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, bits, _bfloat16_type())
+    return bits.view(spec.dtype)
+
+
+def _bfloat16_type() -> Any:
+    import h5py
+
+    kind = h5py.h5t.IEEE_F16LE.copy()
+    kind.set_fields(*_BFLOAT16_FIELDS)
+    kind.set_ebias(_BFLOAT16_BIAS)
+    return kind
+
+
+def open_file(path: Path) -> TensorSource:
+    """Open one file; see `H5Source`."""
+    return H5Source(path)
+
+
+def write_file(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    read: ReadTensor,
+    *,
+    shard: bool = False,
+    architecture: str | None = None,
+) -> None:
+    """Write one file, holding one tensor at a time.
+
+    Args:
+        path: The file to make.
+        specs: The tensors.
+        read: Gives the array of a name.
+        shard: Whether this is one file of several; shards have a layout of their own.
+        architecture: Class of the model, such as ``XGLMForCausalLM``.
+
+    Raises:
+        CheckpointError: The architecture is missing, or a tensor cannot be stored.
+    """
+    import h5py
+
+    groups = {"": list(specs)} if shard else _by_layer(specs)
+    instance = "" if shard else f"{instance_name(architecture)}/"
+    try:
+        with h5py.File(path, "w") as file:
+            for layer, names in groups.items():
+                group = file.create_group(layer) if layer else file
+                stored = [f"{instance}{name}:0" for name in names]
+                _set_names(group, "layer_names" if shard else "weight_names", stored)
+                for name, dataset in zip(names, stored, strict=True):
+                    _write(group, dataset, checked(name, specs[name], read))
+            if not shard:
+                _set_names(file, "layer_names", [layer for layer in groups if layer != _TOP_LEVEL])
+                file.attrs["backend"] = "tensorflow"
+                file.attrs["keras_version"] = "2.15.0"
+    except RuntimeError as error:  # how h5py reports a disk that fills up on closing
+        raise CheckpointError(f"{path}: could not be written: {error}") from error
+
+
+def _by_layer(names: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        layer, slash, _ = name.partition("/")
+        groups.setdefault(layer if slash else _TOP_LEVEL, []).append(name)
+    groups.setdefault(_TOP_LEVEL, [])
+    return groups
+
+
+def _set_names(group: Any, attribute: str, names: list[str]) -> None:
+    encoded = np.array([name.encode() for name in names]) if names else np.array([], "S1")
+    per_piece = max(1, _MAX_ATTRIBUTE_BYTES // max(1, encoded.itemsize))
+    if len(encoded) <= per_piece:
+        group.attrs[attribute] = encoded
+        return
+    for number, start in enumerate(range(0, len(encoded), per_piece)):
+        group.attrs[f"{attribute}{number}"] = encoded[start : start + per_piece]
+
+
+def _write(group: Any, name: str, array: np.ndarray) -> None:
+    import h5py
+
+    if array.dtype != DTYPES["bfloat16"]:
+        if array.dtype.name not in DTYPES or array.dtype.name.startswith("float8"):
+            raise CheckpointError(f"tensor {name!r}: .h5 cannot hold it as {array.dtype.name}")
+        group.create_dataset(name, data=array)
+        return
+    parent, _, leaf = name.rpartition("/")
+    where = group.require_group(parent) if parent else group
+    space = h5py.h5s.create_simple(array.shape) if array.shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    dataset = h5py.h5d.create(where.id, leaf.encode(), _bfloat16_type(), space)
+    if array.size:
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, array.view(np.uint16), _bfloat16_type())
+
+
+def instance_name(architecture: str | None) -> str:
+    """What Keras 2 calls a model: its class in lower case, with underscores between words.
+
+    Args:
+        architecture: Class of the model, with or without a framework's prefix.
+
+    Returns:
+        For example ``tfxglm_for_causal_lm``.
+
+    Raises:
+        CheckpointError: No architecture is given.
+    """
+    if not architecture:
+        raise CheckpointError(
+            "architecture is missing; the h5 format needs the class, such as 'XGLMForCausalLM'"
+        )
+    name = "TF" + re.sub("^(TF|Flax)", "", architecture)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def index_name(name: str, architecture: str | None = None) -> str:
+    """How the shard index spells a tensor's name: as a single file does."""
+    return f"{instance_name(architecture)}/{name}:0"
+
+
+def name_in_index(name: str) -> str:
+    """The inverse of `index_name`."""
+    return name.removesuffix(":0").partition("/")[2] or name
