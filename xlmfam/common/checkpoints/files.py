@@ -159,7 +159,10 @@ def _nothing_found(
     names = ", ".join(name for form in wanted for name in (form.single, form.index))
     folder = Path(name_or_path).expanduser()
     if not folder.is_dir():
-        return f"{os.fspath(name_or_path)!r}: the repository has none of {names}"
+        return (
+            f"{os.fspath(name_or_path)!r}: the repository (or what the cache has of it, if the hub "
+            f"could not be asked) has none of {names}"
+        )
     folder = folder / (subfolder or "")
     if not folder.is_dir():
         return f"{folder}: there is no such folder"

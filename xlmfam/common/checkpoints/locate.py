@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from xlmfam.common.errors import CheckpointError
 
 # The arguments of `resolve_file` that a `from_pretrained` passes on.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+
+# Each attempt to reach a hub that is down takes half a minute of retries, and looking for a
+# checkpoint asks for up to eight files: after a failure the cache alone is asked for a while.
+_QUIET_SECONDS = 30.0
+_unreachable_since: dict[str, float] = {}
 
 
 def resolve_file(
@@ -91,13 +97,17 @@ def _require_repository_name(name: str) -> None:
 
 
 def _download(name: str, filename: str, **options: Any) -> Path | None:
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import constants, errors, hf_hub_download
 
+    failed = _unreachable_since.get(constants.ENDPOINT, -_QUIET_SECONDS)
+    only_cache = options["local_files_only"] or time.monotonic() - failed < _QUIET_SECONDS
     where = f"{name!r} (revision {options['revision'] or 'main'})"
     try:
-        return Path(hf_hub_download(name, filename, **options))
+        return Path(hf_hub_download(name, filename, **{**options, "local_files_only": only_cache}))
     except errors.LocalEntryNotFoundError as error:
         # Either nobody could be asked, or only the cache was to be looked at.
+        if not only_cache:
+            _unreachable_since[constants.ENDPOINT] = time.monotonic()
         if _is_cached(name, options):
             return None
         raise CheckpointError(_unreachable(where, filename, error, options)) from error
