@@ -43,7 +43,7 @@ class ModelOutput(OrderedDict):
 
     def to_tuple(self) -> tuple[Any, ...]:
         """Return the values that are there, in field order."""
-        return tuple(super(ModelOutput, self).__getitem__(name) for name in self.keys())  # noqa: SIM118
+        return tuple(super(ModelOutput, self).__getitem__(name) for name in self.keys())
 
     def __reduce__(self):
         return type(self), (dict(self.items()),)

@@ -40,6 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "forced_eos_token_id": None,
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
+    "exponential_decay_length_penalty": None,
     "renormalize_logits": False,
     "remove_invalid_values": False,
     # results
@@ -61,7 +62,6 @@ REFUSED: dict[str, Any] = {
     "eta_cutoff": 0.0,
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
-    "exponential_decay_length_penalty": None,
     "force_words_ids": None,
     "constraints": None,
     "guidance_scale": None,
@@ -101,6 +101,8 @@ class GenerationConfig:
         forced_eos_token_id: Last token when ``max_length`` is reached.
         suppress_tokens: Tokens that are never generated.
         begin_suppress_tokens: Tokens that may not be generated first.
+        exponential_decay_length_penalty: ``(start, factor)``: after ``start`` new tokens the
+            score of the end grows by ``factor`` per token.
         renormalize_logits: Make scores log-probabilities again after processing.
         remove_invalid_values: Replace NaN and infinite scores.
         num_return_sequences: Sequences per prompt.
@@ -148,6 +150,11 @@ class GenerationConfig:
             raise ConfigError(
                 f"early_stopping must be True, False or 'never', got {self.early_stopping!r}"
             )
+        decay = self.exponential_decay_length_penalty
+        if decay is not None and (len(decay) != 2 or not all(_is_number(x) for x in decay)):
+            raise ConfigError(
+                f"exponential_decay_length_penalty must be (start, factor), got {decay!r}"
+            )
         for words in self.bad_words_ids or ():
             if not isinstance(words, Sequence) or isinstance(words, str) or not words:
                 raise ConfigError(
@@ -156,12 +163,11 @@ class GenerationConfig:
         self._validate_returned()
 
     def _validate_returned(self) -> None:
-        if self.num_return_sequences > 1 and not self.do_sample:
-            if self.num_beams == 1:
-                raise ConfigError(
-                    "num_return_sequences > 1 needs do_sample=True or num_beams > 1: greedy "
-                    "search has one result"
-                )
+        if self.num_return_sequences > 1 and not self.do_sample and self.num_beams == 1:
+            raise ConfigError(
+                "num_return_sequences > 1 needs do_sample=True or num_beams > 1: greedy "
+                "search has one result"
+            )
         if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
             raise ConfigError(
                 f"num_return_sequences ({self.num_return_sequences}) cannot exceed num_beams "
@@ -282,6 +288,7 @@ class GenerationPlan:
     forced_eos_token_id: tuple[int, ...]
     suppress_tokens: tuple[int, ...]
     begin_suppress_tokens: tuple[int, ...]
+    exponential_decay_length_penalty: tuple[int, float] | None
     renormalize_logits: bool
     remove_invalid_values: bool
     eos_token_id: tuple[int, ...]
@@ -330,6 +337,7 @@ def plan_generation(
     pad = options.pad_token_id
     if pad is None:
         pad = eos[0] if eos else 0
+    decay = options.exponential_decay_length_penalty
     plan = GenerationPlan(
         prompt_length=prompt_length,
         max_length=max_length,
@@ -350,6 +358,7 @@ def plan_generation(
         forced_eos_token_id=ids(options.forced_eos_token_id),
         suppress_tokens=ids(options.suppress_tokens),
         begin_suppress_tokens=ids(options.begin_suppress_tokens),
+        exponential_decay_length_penalty=decay and (int(decay[0]), float(decay[1])),
         renormalize_logits=bool(options.renormalize_logits),
         remove_invalid_values=bool(options.remove_invalid_values),
         eos_token_id=eos,

@@ -1,0 +1,41 @@
+"""The models in PyTorch. Names are resolved when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from xlmfam.common.errors import MissingPackageError
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise MissingPackageError("torch", "xlmfam.pt", "pip install 'xlmfam[pt]'") from error
+
+_EXPORTS = {
+    "AutoConfig": "xlmfam.common.configs",
+    "AutoModel": "xlmfam.pt.auto",
+    "AutoModelForCausalLM": "xlmfam.pt.auto",
+    "AutoTokenizer": "xlmfam.common.tokenizers",
+    "GenerationConfig": "xlmfam.common.generation",
+    "KeyValueCache": "xlmfam.pt.cache",
+    "PreTrainedModel": "xlmfam.pt.base",
+    "TextIteratorStreamer": "xlmfam.pt.streaming",
+    "TextStreamer": "xlmfam.pt.streaming",
+    "XGLMConfig": "xlmfam.common.configs",
+    "XGLMForCausalLM": "xlmfam.pt.xglm",
+    "XGLMModel": "xlmfam.pt.xglm",
+    "XGLMPreTrainedModel": "xlmfam.pt.xglm",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'xlmfam.pt' has no attribute '{name}'")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

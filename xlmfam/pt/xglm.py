@@ -1,0 +1,506 @@
+"""XGLM in PyTorch (Lin et al. 2021, "Few-shot Learning with Multilingual Language Models").
+
+Shapes: B batch, S sequence, T sequence with past, H heads, K head width, D width,
+E encoder sequence, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from xlmfam.common.checks import check_inputs, check_shape
+from xlmfam.common.configs import XGLMConfig
+from xlmfam.common.errors import XlmfamError
+from xlmfam.pt.attention import attend, causal_mask, merge_heads, padding_mask, split_heads
+from xlmfam.pt.base import PreTrainedModel
+from xlmfam.pt.cache import KeyValueCache, LayerCache, past_length
+from xlmfam.pt.generation import GenerationMixin
+from xlmfam.pt.layers import (
+    ACTIVATION_FUNCTIONS,
+    SinusoidalPositions,
+    causal_lm_loss,
+    text_positions,
+)
+from xlmfam.pt.outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+)
+
+Past = KeyValueCache | tuple[tuple[Tensor, ...], ...]
+POSITION_OFFSET = 2
+
+
+class XGLMAttention(nn.Module):
+    """Multi-head attention, over the own past or over an encoder.
+
+    Args:
+        config: The config.
+    """
+
+    def __init__(self, config: XGLMConfig):
+        super().__init__()
+        width = config.d_model
+        self.heads = config.attention_heads
+        self.dropout = config.attention_dropout
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        is_causal: bool = False,
+        past: LayerCache | tuple[Tensor, Tensor] | None = None,
+        head_mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:
+        """Attend to the past and to ``hidden`` itself.
+
+        Args:
+            hidden: (B, S, D).
+            mask: Additive, broadcastable to (B, H, S, T).
+            is_causal: Mask the future instead of ``mask``.
+            past: Keys and values before.
+            head_mask: (H,).
+            need_weights: Return the weights.
+
+        Returns:
+            (B, S, D); the (B, H, S, T) weights or ``None``; keys and values (B, H, T, K).
+        """
+        key = split_heads(self.k_proj(hidden), self.heads)
+        value = split_heads(self.v_proj(hidden), self.heads)
+        if isinstance(past, LayerCache):
+            key, value = past.append(key, value)
+        elif past is not None:
+            key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
+        mixed, weights = self._mix(hidden, key, value, mask, is_causal, head_mask, need_weights)
+        return mixed, weights, (key, value)
+
+    def over_encoder(
+        self,
+        hidden: Tensor,
+        encoder: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        head_mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend to the (B, H, E, K) keys and values of an encoder."""
+        return self._mix(hidden, *encoder, mask, False, head_mask, need_weights)
+
+    def project_encoder(self, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values (B, H, E, K) of (B, E, D)."""
+        return (
+            split_heads(self.k_proj(encoder_hidden_states), self.heads),
+            split_heads(self.v_proj(encoder_hidden_states), self.heads),
+        )
+
+    def _mix(self, hidden, key, value, mask, is_causal, head_mask, need_weights):
+        mixed, weights = attend(
+            split_heads(self.q_proj(hidden), self.heads),
+            key,
+            value,
+            mask,
+            is_causal=is_causal,
+            dropout=self.dropout if self.training else 0.0,
+            head_mask=head_mask,
+            need_weights=need_weights,
+        )
+        return self.out_proj(merge_heads(mixed)), weights
+
+
+class XGLMLayer(nn.Module):
+    """One pre-norm layer: attention, attention over the encoder where there is one, feed-forward.
+
+    Args:
+        config: The config.
+    """
+
+    def __init__(self, config: XGLMConfig):
+        super().__init__()
+        width = config.d_model
+        self.dropout = config.dropout
+        self.activation_dropout = config.activation_dropout
+        self.activation = ACTIVATION_FUNCTIONS[config.activation_function]
+        self.self_attn = XGLMAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        if config.add_cross_attention:
+            self.encoder_attn = XGLMAttention(config)
+            self.encoder_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, config.ffn_dim)
+        self.fc2 = nn.Linear(config.ffn_dim, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        is_causal: bool = False,
+        past: LayerCache | tuple[Tensor, ...] | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        cross_head_mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, ...]]:
+        """Run the layer.
+
+        Returns:
+            Hidden states (B, S, D); weights (B, H, S, T) or ``None``; weights over the encoder
+            (B, H, S, E) or ``None``; keys and values, the encoder's behind the own.
+        """
+        own = past[:2] if isinstance(past, tuple) else past
+        mixed, weights, present = self.self_attn(
+            self.self_attn_layer_norm(hidden), mask, is_causal, own, head_mask, need_weights
+        )
+        hidden = hidden + self._drop(mixed)
+        cross_weights = None
+        if encoder_hidden_states is not None:
+            encoder = self._encoder_keys(encoder_hidden_states, past)
+            mixed, cross_weights = self.encoder_attn.over_encoder(
+                self.encoder_attn_layer_norm(hidden),
+                encoder,
+                encoder_mask,
+                cross_head_mask,
+                need_weights,
+            )
+            hidden = hidden + self._drop(mixed)
+            present = (*present, *encoder)
+        inner = self.activation(self.fc1(self.final_layer_norm(hidden)))
+        inner = F.dropout(inner, self.activation_dropout, self.training)
+        return hidden + self._drop(self.fc2(inner)), weights, cross_weights, present
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        return F.dropout(hidden, self.dropout, self.training)
+
+    def _encoder_keys(self, encoder_hidden_states: Tensor, past: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values of the encoder: those kept from an earlier step, or projected now."""
+        if isinstance(past, tuple) and len(past) == 4:
+            return past[2], past[3]
+        if not isinstance(past, LayerCache):
+            return self.encoder_attn.project_encoder(encoder_hidden_states)
+        if not past.cross:
+            past.cross.extend(self.encoder_attn.project_encoder(encoder_hidden_states))
+        return past.cross[0], past.cross[1]
+
+
+class XGLMPreTrainedModel(PreTrainedModel):
+    """What the XGLM classes share."""
+
+    config_class = XGLMConfig
+    base_model_prefix = "model"
+    config: XGLMConfig
+
+
+class XGLMModel(XGLMPreTrainedModel):
+    """XGLM without a head.
+
+    Args:
+        config: The config.
+        embed_tokens: A ready token embedding to use instead of an own one.
+    """
+
+    table_class = "XGLMModel"
+
+    def __init__(self, config: XGLMConfig, embed_tokens: nn.Embedding | None = None):
+        super().__init__(config)
+        self.embed_tokens = embed_tokens or nn.Embedding(
+            config.vocab_size, config.d_model, config.pad_token_id
+        )
+        self.embed_positions = SinusoidalPositions(
+            config.d_model, POSITION_OFFSET, config.pad_token_id
+        )
+        self.layers = nn.ModuleList(XGLMLayer(config) for _ in range(config.num_layers))
+        self.layer_norm = nn.LayerNorm(config.d_model)
+        self.embed_scale = config.d_model**0.5 if config.scale_embedding else 1.0
+        self.post_init(keep=() if embed_tokens is None else ("embed_tokens.weight",))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the token embedding."""
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.embed_tokens = value
+
+    def init_cache(self, batch_size: int, max_length: int) -> KeyValueCache:
+        """Return an empty cache for ``batch_size`` rows of up to ``max_length`` tokens."""
+        config = self.config
+        return KeyValueCache(
+            config.num_layers,
+            batch_size,
+            config.attention_heads,
+            max_length,
+            config.d_model // config.attention_heads,
+            self.dtype,
+            self.device,
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
+        past_key_values: Past | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[Any, ...]:
+        """Run the model.
+
+        Args:
+            input_ids: (B, S) token ids.
+            attention_mask: (B, T), 1 for tokens and 0 for padding on either side.
+            position_ids: (B, S); by default positions count from each row's first token.
+            encoder_hidden_states: (B, E, D), needs ``add_cross_attention``.
+            encoder_attention_mask: (B, E).
+            head_mask: (L, H) or (H,) factors of attention weights.
+            cross_attn_head_mask: (L, H) factors of the weights over the encoder.
+            past_key_values: Keys and values before, see ``xlmfam.pt.cache``.
+            inputs_embeds: (B, S, D) instead of ``input_ids``.
+            use_cache: Return keys and values.
+            output_attentions: Return attention weights.
+            output_hidden_states: Return the hidden states of all layers.
+            return_dict: Return an output object rather than a tuple.
+
+        Raises:
+            XlmfamError: For ids outside the vocabulary and shapes that do not fit.
+        """
+        config = self.config
+        use_cache = config.use_cache if use_cache is None else use_cache
+        if output_attentions is None:
+            output_attentions = config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        return_dict = config.use_return_dict if return_dict is None else return_dict
+        hidden, mask, is_causal = self._embed(
+            input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
+        )
+        self._check_encoder(hidden, encoder_hidden_states, encoder_attention_mask)
+        head_mask = self._head_mask("head_mask", head_mask)
+        cross_head_mask = self._head_mask("cross_attn_head_mask", cross_attn_head_mask)
+        encoder_mask = padding_mask(encoder_attention_mask, hidden.dtype)
+
+        states: list[Tensor] = []
+        attentions: list[Tensor] = []
+        cross_attentions: list[Tensor] = []
+        presents: list[tuple[Tensor, ...]] = []
+        for index, layer in enumerate(self.layers):
+            states.append(hidden)
+            if self._skips_layer():
+                continue
+            out, weights, cross_weights, present = self._run_layer(
+                layer,
+                hidden,
+                mask,
+                is_causal,
+                self._layer_past(past_key_values, index),
+                encoder_hidden_states,
+                encoder_mask,
+                None if head_mask is None else head_mask[index],
+                None if cross_head_mask is None else cross_head_mask[index],
+                output_attentions,
+            )
+            hidden = self._keep_or_skip(hidden, out)
+            attentions.append(weights)
+            cross_attentions.append(cross_weights)
+            presents.append(present)
+        hidden = self.layer_norm(hidden)
+        states.append(hidden)
+
+        cache: Past | None = tuple(presents) if use_cache else None
+        if isinstance(past_key_values, KeyValueCache):
+            past_key_values.advance(hidden.shape[1])
+            cache = past_key_values
+        crossed = output_attentions and encoder_hidden_states is not None
+        output = BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden,
+            past_key_values=cache,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+            cross_attentions=tuple(cross_attentions) if crossed else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _embed(self, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values):
+        """Check the inputs; return embeddings (B, S, D), the mask, and whether plain causal."""
+        check_inputs(input_ids, inputs_embeds, self.config.d_model)
+        self.check_ids("input_ids", input_ids)
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids) * self.embed_scale
+        batch, length, _ = inputs_embeds.shape
+        start = past_length(past_key_values)
+        check_shape("attention_mask", attention_mask, (batch, start + length))
+        check_shape("position_ids", position_ids, (batch, length), (1, length), (length,))
+        if position_ids is None:
+            position_ids = text_positions(attention_mask, start, length, inputs_embeds.device)
+        position_ids = position_ids.reshape(-1, length)
+        hidden = inputs_embeds + self.embed_positions(position_ids, inputs_embeds.dtype)
+        hidden = F.dropout(hidden, self.config.dropout, self.training)
+        if attention_mask is not None and _known_to_be_full(attention_mask):
+            attention_mask = None
+        if attention_mask is None and start == 0 and length > 1:
+            return hidden, None, True
+        mask = causal_mask(attention_mask, length, start + length, hidden.dtype, hidden.device)
+        return hidden, mask, False
+
+    def _check_encoder(self, hidden, encoder_hidden_states, encoder_attention_mask) -> None:
+        if encoder_hidden_states is None:
+            return
+        if not self.config.add_cross_attention:
+            raise XlmfamError(
+                "encoder_hidden_states needs a model with cross-attention: "
+                "set add_cross_attention=True in the config"
+            )
+        batch, _, width = hidden.shape
+        check_shape("encoder_hidden_states", encoder_hidden_states, (batch, None, width))
+        length = encoder_hidden_states.shape[1]
+        check_shape("encoder_attention_mask", encoder_attention_mask, (batch, length))
+
+    def _head_mask(self, name: str, head_mask: Tensor | None) -> Tensor | None:
+        """Return an (L, H) mask from an (L, H) or (H,) one."""
+        layers, heads = self.config.num_layers, self.config.attention_heads
+        check_shape(name, head_mask, (layers, heads), (heads,))
+        return None if head_mask is None else head_mask.expand(layers, heads)
+
+    def _layer_past(self, past_key_values: Past | None, index: int):
+        if isinstance(past_key_values, KeyValueCache):
+            return past_key_values.layer(index)
+        return None if past_key_values is None else past_key_values[index]
+
+    def _run_layer(self, layer: XGLMLayer, *arguments: Any):
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(layer, *arguments, use_reentrant=False)
+        return layer(*arguments)
+
+    def _skips_layer(self) -> bool:
+        """LayerDrop (Fan et al. 2019): skip a whole layer in training, decided in eager mode."""
+        rate = self.config.layerdrop
+        if not (self.training and rate) or torch.compiler.is_compiling():
+            return False
+        return bool(torch.rand(()) < rate)
+
+    def _keep_or_skip(self, before: Tensor, after: Tensor) -> Tensor:
+        """LayerDrop where control flow cannot follow values: run the layer, maybe ignore it."""
+        rate = self.config.layerdrop
+        if not (self.training and rate and torch.compiler.is_compiling()):
+            return after
+        return torch.where(torch.rand((), device=after.device) < rate, before, after)
+
+
+class XGLMForCausalLM(XGLMPreTrainedModel, GenerationMixin):
+    """XGLM with the language-modelling head, tied to the token embedding by default.
+
+    Args:
+        config: The config.
+    """
+
+    table_class = "XGLMForCausalLM"
+
+    def __init__(self, config: XGLMConfig):
+        super().__init__(config)
+        self.model = XGLMModel(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the token embedding."""
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding and, where tied, the head."""
+        self.model.embed_tokens = value
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """Return the projection to the vocabulary."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the projection to the vocabulary."""
+        self.lm_head = new_embeddings
+
+    def init_cache(self, batch_size: int, max_length: int) -> KeyValueCache:
+        """Return an empty cache for ``batch_size`` rows of up to ``max_length`` tokens."""
+        return self.model.init_cache(batch_size, max_length)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
+        past_key_values: Past | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        last_logits_only: bool = False,
+    ) -> CausalLMOutputWithCrossAttentions | tuple[Any, ...]:
+        """Run the model; arguments as in ``XGLMModel.forward``, and:
+
+        Args:
+            labels: (B, S) ids; position i is held against the logits of position i - 1, and
+                -100 does not count.
+            last_logits_only: Compute the logits of the last position only, (B, 1, V); the
+                rest of a prompt's are not needed to continue it.
+        """
+        return_dict = self.config.use_return_dict if return_dict is None else return_dict
+        if labels is not None:
+            check_shape(
+                "labels",
+                labels,
+                tuple((input_ids if inputs_embeds is None else inputs_embeds).shape[:2]),
+            )
+            if last_logits_only:
+                raise XlmfamError("labels need the logits of all positions, not the last one's")
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            head_mask=head_mask,
+            cross_attn_head_mask=cross_attn_head_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        hidden = output.last_hidden_state
+        logits = self.lm_head(hidden[:, -1:] if last_logits_only else hidden)
+        result = CausalLMOutputWithCrossAttentions(
+            loss=None if labels is None else causal_lm_loss(logits, labels),
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            cross_attentions=output.cross_attentions,
+        )
+        return result if return_dict else result.to_tuple()
+
+
+def _known_to_be_full(attention_mask: Tensor) -> bool:
+    """Whether nothing is padded, where looking is cheap."""
+    if torch.compiler.is_compiling() or attention_mask.device.type != "cpu":
+        return False
+    return type(attention_mask) is Tensor and bool(attention_mask.all())
