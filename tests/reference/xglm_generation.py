@@ -95,6 +95,9 @@ class Writer:
             others = (self._rows(model, prompts, {**kwargs, **other})["sequences"] for other in asked)
             if any(other == alone["sequences"] for other in others):
                 continue
+            chosen = self._chosen_ends(model, prompts, kwargs, alone)
+            if name == "beam_several_eos" and chosen == alone["sequences"]:
+                continue
             if self._robust(model, prompts, kwargs, alone):
                 break
         else:
@@ -111,6 +114,9 @@ class Writer:
             "kwargs": kwargs,
             "expected": alone,
         }
+        if chosen != alone["sequences"]:
+            case["chosen_sequences"] = chosen
+            notes = f"{notes} The reference ends every sequence with the first end token; chosen_sequences has those chosen.".strip()
         if batch["sequences"] != alone["sequences"]:
             case["reference"] = batch
             notes = (notes + " The reference's batch differs from its rows alone, which are expected.").strip()
@@ -128,6 +134,24 @@ class Writer:
         if notes:
             case["notes"] = notes
         self.cases.append(case)
+
+    def _chosen_ends(self, model: torch.nn.Module, prompts: list, kwargs: dict, expected: dict) -> list[list[int]]:
+        """The sequences with the end tokens that beam search chose, going by the scores."""
+        eos, sequences = kwargs.get("eos_token_id"), [list(row) for row in expected["sequences"]]
+        if not isinstance(eos, list) or "sequences_scores" not in expected:
+            return sequences
+        if len({len(prompt) for prompt in prompts}) > 1 or kwargs.get("length_penalty", 1.0) != 1.0:
+            raise AssertionError("several end tokens: only for prompts of one length and the default penalty")
+        start = len(prompts[0])
+        for row, score in zip(sequences, expected["sequences_scores"], strict=True):
+            end = next((i for i in range(start, len(row)) if row[i] in eos), None)
+            if end is None:
+                continue
+            with torch.no_grad():
+                steps = model(torch.tensor([row[: end + 1]])).logits[0, start - 1 : end].log_softmax(-1)
+            body = sum(float(steps[i - start, row[i]]) for i in range(start, end))
+            row[end] = min(eos, key=lambda t: abs((body + float(steps[-1, t])) / (end + 1 - start) - score))
+        return sequences
 
     def _robust(self, model: torch.nn.Module, prompts: list, kwargs: dict, expected: dict) -> bool:
         for seed in range(3):
@@ -226,7 +250,9 @@ def _beam(w: Writer) -> None:
           eos_token_id=4, scores=True)  # fmt: skip
     w.add("beam_returns", "beam", [5, 5], num_beams=4, max_new_tokens=8, num_return_sequences=4, eos_token_id=16)
     w.add("beam_left_padding", "beam", [2, 7, 5], num_beams=3, max_new_tokens=9)
-    w.add("beam_left_padding_eos", "beam", [2, 7, 5], _ends(16, 7), num_beams=3, max_new_tokens=10, eos_token_id=[16, 7])
+    w.add("beam_left_padding_eos", "beam", [2, 7, 5], _ends(7), num_beams=3, max_new_tokens=10, eos_token_id=7)
+    w.add("beam_several_eos", "beam", [3, 3], _uses(16), num_beams=3, max_new_tokens=8, eos_token_id=[16, 7],
+          num_return_sequences=3)  # fmt: skip
     w.add("beam_no_cache", "beam", [3, 5], num_beams=2, max_new_tokens=6, use_cache=False)
     w.add("beam_max_length", "beam", [5, 5], num_beams=3, max_length=12, eos_token_id=25, length_penalty=2.0)
     w.add("beam_max_length_never", "beam", [6, 6], num_beams=3, max_length=14, eos_token_id=25, length_penalty=2.0,
@@ -238,7 +264,7 @@ def _beam(w: Writer) -> None:
     w.add("beam_no_repeat_ngram", "beam", [4, 4], unlike=({"no_repeat_ngram_size": 0},), num_beams=3, max_new_tokens=12, no_repeat_ngram_size=2)
     w.add("beam_bad_words", "beam", [4, 6], unlike=({"bad_words_ids": [[25]]},), num_beams=3, max_new_tokens=10, bad_words_ids=[[25], [4, 7], [16, 4]])
     w.add("beam_all", "beam", [5, 5], num_beams=4, max_new_tokens=10, min_new_tokens=3, repetition_penalty=1.2,
-          no_repeat_ngram_size=2, bad_words_ids=[[43], [25, 4]], eos_token_id=[7, 6], length_penalty=0.7,
+          no_repeat_ngram_size=2, bad_words_ids=[[43], [25, 4]], eos_token_id=7, length_penalty=0.7,
           num_return_sequences=2)  # fmt: skip
     w.add("beam_one_token", "beam", [4, 2], num_beams=3, max_new_tokens=1, num_return_sequences=3)
     w.add("beam_plain", "beam", [4, 6], checkpoint="plain", num_beams=3, max_new_tokens=7)
