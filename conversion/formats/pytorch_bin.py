@@ -7,6 +7,8 @@ nothing in the file is executed.
 from __future__ import annotations
 
 import os
+import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +63,8 @@ class PytorchSource(TensorSource):
         try:
             self._mapped = zipfile.is_zipfile(self.path)
             self._identity = _identity(self.path)
+            if self._mapped:
+                _require_stored(self.path)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
         self._state: dict[str, Any] | None = self._load()
@@ -83,12 +87,15 @@ class PytorchSource(TensorSource):
         return state
 
     def _why_not(self, error: Exception) -> str:
-        reason = str(error).strip().partition("\n")[0]
-        if "weights_only" in str(error).lower() or "unsupported" in reason.lower():
+        # Torch's own message advises to allow code from the file, so only its facts are passed on.
+        text = str(error)
+        wanted = re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", text)
+        if wanted and isinstance(error, pickle.UnpicklingError):
             return (
-                f"{self.path}: holds more than tensors, and reading that would run code from the "
-                f"file, which xlmfam never does ({reason})"
+                f"{self.path}: holds more than tensors ({wanted[1] or wanted[2]}), and reading "
+                "that would run code from the file, which xlmfam never does"
             )
+        reason = text.rpartition("error: ")[2].strip().partition("\n")[0]
         return f"{self.path}: not a whole PyTorch checkpoint (truncated or damaged): {reason}"
 
     def _require_tensor(self, name: Any, value: Any) -> None:
@@ -159,6 +166,17 @@ class PytorchSource(TensorSource):
     def close(self) -> None:
         """Let go of the file."""
         self._state = None
+
+
+def _require_stored(path: Path) -> None:
+    """Refuse archives that unpack to more than their own size: torch never compresses."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise CheckpointError(f"{path}: truncated or damaged: {error}") from error
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(f"{path}: is a compressed archive, not a file of torch.save")
 
 
 def _identity(path: Path) -> tuple[int, int, int, int]:

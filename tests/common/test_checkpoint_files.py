@@ -110,6 +110,17 @@ def test_a_file_that_holds_no_weights(tmp_path):
         open_checkpoint(tmp_path / "a.txt")
 
 
+def test_a_clone_without_git_lfs(tmp_path):
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+    (tmp_path / "model.safetensors").write_text(text)
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        open_checkpoint(tmp_path)
+    paths = save(tmp_path, max_shard_size=30)
+    paths[1].write_text(text)
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        open_checkpoint(tmp_path)
+
+
 def test_format_is_checked(tmp_path):
     with pytest.raises(CheckpointError, match="'onnx'; possible are safetensors, pt, tf, flax"):
         open_checkpoint(tmp_path, format="onnx")

@@ -36,10 +36,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.asked.append(f"{self.command} {self.path}")
         if f"{owner}/{repository}" not in ("own/open", "own/private", "own/gated"):
             return self.refuse(401, "RepoNotFound")
-        if owner == "own" and repository != "open":
-            if self.headers.get("authorization") != f"Bearer {TOKEN}":
-                gated = repository == "gated"
-                return self.refuse(*((403, "GatedRepo") if gated else (401, "RepoNotFound")))
+        known = self.headers.get("authorization") == f"Bearer {TOKEN}"
+        if repository != "open" and not known:
+            gated = repository == "gated"
+            return self.refuse(*((403, "GatedRepo") if gated else (401, "RepoNotFound")))
         if revision not in ("main", "v1", COMMIT):
             return self.refuse(404, "RevisionNotFound")
         if name not in self.files:

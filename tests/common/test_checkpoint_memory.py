@@ -44,7 +44,7 @@ with open_checkpoint(sys.argv[1]) as source:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("format", "allowed"), [("safetensors", 1.15), ("flax", 1.15), ("tf", 1.15), ("pt", 1.6)]
+    ("format", "allowed"), [("safetensors", 1.15), ("flax", 1.15), ("tf", 1.15), ("pt", 1.5)]
 )
 def test_reading_tensor_by_tensor(tmp_path, format, allowed):
     if format == "pt":
@@ -62,5 +62,4 @@ def test_reading_tensor_by_tensor(tmp_path, format, allowed):
     )
     command = [sys.executable, "-c", textwrap.dedent(MEASURE), str(tmp_path)]
     done = subprocess.run(command, timeout=300, capture_output=True, text=True, check=True)
-    print("RATIO", format, int(done.stdout) / biggest)
     assert biggest * 0.9 < int(done.stdout) < biggest * allowed

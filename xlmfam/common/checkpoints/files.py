@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
@@ -22,6 +23,9 @@ from xlmfam.common.checkpoints.shards import (
 )
 from xlmfam.common.checkpoints.source import Spelling, TensorSource, TensorSpec
 from xlmfam.common.errors import CheckpointError
+
+# What a repository cloned without Git LFS has in the place of its large files.
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,16 @@ class Format:
     def load(self) -> Any:
         """Import the module that handles the format."""
         return importlib.import_module(self.module)
+
+    def open_file(self, path: Path) -> TensorSource:
+        """Open one file of this format."""
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise CheckpointError(
+                    f"{path}: is a Git LFS pointer and not the file itself; run `git lfs pull` in "
+                    "the folder, or download the file"
+                )
+        return self.load().open_file(path)
 
 
 # The one place where `common` names something above itself: the formats other than safetensors
@@ -127,7 +141,7 @@ def open_checkpoint(
     for candidate in wanted:
         path = resolve_file(name_or_path, candidate.single, **hub)
         if path is not None:
-            return candidate.load().open_file(path)
+            return candidate.open_file(path)
         path = resolve_file(name_or_path, candidate.index, **hub)
         if path is not None:
             return _open_index(path, candidate, lambda f: resolve_file(name_or_path, f, **hub))
@@ -135,8 +149,7 @@ def open_checkpoint(
 
 
 def _open_index(index: Path, form: Format, find: Callable[[str], Path | None]) -> TensorSource:
-    module = form.load()
-    return ShardedSource(index, find, module.open_file, module.name_in_index)
+    return ShardedSource(index, find, form.open_file, form.load().name_in_index)
 
 
 def _open_single(path: Path, wanted: list[Format]) -> TensorSource:
@@ -148,7 +161,7 @@ def _open_single(path: Path, wanted: list[Format]) -> TensorSource:
         if path.name.endswith(f"{form.ending}.index.json"):
             return _open_index(path, form, beside)
         if path.name.endswith((form.ending, *form.other_endings)):
-            return form.load().open_file(path)
+            return form.open_file(path)
     endings = [ending for form in wanted for ending in (form.ending, *form.other_endings)]
     raise CheckpointError(f"{path}: not a file of weights; known endings are {', '.join(endings)}")
 
