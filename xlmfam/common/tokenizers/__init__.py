@@ -1,0 +1,64 @@
+"""Tokenizers of the four families; every name here is imported on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+
+    from .auto import AutoTokenizer
+    from .base import PreTrainedTokenizerBase
+    from .encoding import BatchEncoding, CharSpan, TokenSpan
+    from .fast import PreTrainedTokenizerFast
+    from .padding import PaddingStrategy
+    from .slow import PreTrainedTokenizer
+    from .tensors import TensorType
+    from .truncation import TruncationStrategy
+    from .xglm import XGLMTokenizer
+    from .xglm_fast import XGLMTokenizerFast
+
+_WHERE = {
+    "AddedToken": "tokenizers",
+    "AutoTokenizer": ".auto",
+    "BatchEncoding": ".encoding",
+    "CharSpan": ".encoding",
+    "PaddingStrategy": ".padding",
+    "PreTrainedTokenizer": ".slow",
+    "PreTrainedTokenizerBase": ".base",
+    "PreTrainedTokenizerFast": ".fast",
+    "TensorType": ".tensors",
+    "TokenSpan": ".encoding",
+    "TruncationStrategy": ".truncation",
+    "XGLMTokenizer": ".xglm",
+    "XGLMTokenizerFast": ".xglm_fast",
+}
+
+__all__ = [
+    "AddedToken",
+    "AutoTokenizer",
+    "BatchEncoding",
+    "CharSpan",
+    "PaddingStrategy",
+    "PreTrainedTokenizer",
+    "PreTrainedTokenizerBase",
+    "PreTrainedTokenizerFast",
+    "TensorType",
+    "TokenSpan",
+    "TruncationStrategy",
+    "XGLMTokenizer",
+    "XGLMTokenizerFast",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
