@@ -1,5 +1,6 @@
 """Saves are all or nothing, also when the process is killed or the disk is full."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -187,6 +188,24 @@ def test_the_working_directory_is_saved_into_in_place(tmp_path, monkeypatch):
         assert os.stat(".").st_ino == before
         assert value_of(folder) == 2
         assert names(".") == ["config.json", "model.safetensors", "vocab.txt"]
+    assert names(tmp_path) == ["m"]
+
+
+def test_a_folder_that_turns_out_to_be_unmovable(tmp_path, monkeypatch):
+    save(tmp_path / "m", 1, max_shard_size="1GB")
+    (tmp_path / "m/vocab.txt").write_text("kept")
+    inode = os.stat(tmp_path / "m").st_ino
+
+    def rename(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    monkeypatch.setattr(os, "rename", rename)
+    save(tmp_path / "m", 2)
+    assert os.stat(tmp_path / "m").st_ino == inode
+    assert value_of(tmp_path / "m") == 2
+    assert "vocab.txt" in names(tmp_path / "m")
+    assert "model.safetensors" not in names(tmp_path / "m")
     assert names(tmp_path) == ["m"]
 
 

@@ -43,6 +43,7 @@ def atomic_folder(target: Path, *, replaces: Callable[[str], bool]) -> Iterator[
     Raises:
         CheckpointError: The folder cannot be written: no room, no rights, not a folder.
     """
+    in_place = False
     try:
         target = target.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -54,9 +55,9 @@ def atomic_folder(target: Path, *, replaces: Callable[[str], bool]) -> Iterator[
             yield temporary
             _commit(temporary, target, replaces, in_place)
     except OSError as error:
+        kept = "" if in_place else "; what was there before is unchanged"
         raise CheckpointError(
-            f"{target}: could not be saved: {error.strerror or error}; what was there before is "
-            "unchanged"
+            f"{target}: could not be saved: {error.strerror or error}{kept}"
         ) from error
 
 
@@ -136,7 +137,11 @@ def _commit(temporary: Path, target: Path, replaces: Callable[[str], bool], in_p
         _keep_others(temporary, target, set(new), replaces)
         shutil.copystat(target, temporary)
         _sync(temporary)
-        _swap(temporary, target)
+        try:
+            _swap(temporary, target)
+        except OSError:
+            # Some folders only turn out now to be unmovable, such as those of a container image.
+            _replace_one_by_one(temporary, target, new, replaces)
     _sync(target.parent)
 
 

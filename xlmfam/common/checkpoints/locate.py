@@ -86,8 +86,6 @@ def _require_repository_name(name: str) -> None:
     if Path(name).is_file():
         raise CheckpointError(f"{name}: is a file; give the folder that holds it")
     try:
-        if name.startswith((".", "/", "~", "\\")):
-            raise HFValidationError("it looks like a path")
         validate_repo_id(name)
     except HFValidationError as error:
         raise CheckpointError(
