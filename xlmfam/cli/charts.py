@@ -210,7 +210,7 @@ def standalone(svg: str) -> str:
 
 
 def _bar_block(parts: list[str], group: BarGroup, y: float, left: float) -> float:
-    right = WIDTH - 96.0
+    right = WIDTH - 118.0  # room for the number and its unit
     finite = [b.high or b.value for b in group.bars if math.isfinite(b.value)]
     scale = (right - left) / (max(finite, default=0.0) or 1.0)
     for bar in group.bars:
