@@ -194,10 +194,12 @@ def save_checkpoint(
     extra_files: Mapping[str, str | bytes] | None = None,
     architecture: str | None = None,
     progress: Callable[[int], None] | None = None,
+    replaces: Callable[[str], bool] | None = None,
 ) -> list[Path]:
     """Save weights and the files that go with them, all or nothing.
 
-    Earlier weights of the same format in the folder go; its other files stay. A save that fails
+    Earlier weights of the same format in the folder go; its other files stay, but for those that
+    ``replaces`` names. A save that fails
     or is killed leaves the folder as it was.
 
     Args:
@@ -209,6 +211,7 @@ def save_checkpoint(
         extra_files: Name and content of other files, such as ``config.json``.
         architecture: Class of the model, such as ``XGLMForCausalLM``; the h5 format needs it.
         progress: Called with the number of bytes after each tensor.
+        replaces: Tells which other files of the folder go as well.
 
     Returns:
         The paths of the written files.
@@ -228,7 +231,9 @@ def save_checkpoint(
         return array
 
     target = Path(folder).expanduser()
-    with atomic_folder(target, replaces=form.owns) as temporary:
+    with atomic_folder(
+        target, replaces=lambda name: form.owns(name) or bool(replaces and replaces(name))
+    ) as temporary:
         written = _write_shards(temporary, form, shards, read_and_tell, architecture)
         for name, content in extra.items():
             data = content.encode() if isinstance(content, str) else content

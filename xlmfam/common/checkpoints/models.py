@@ -7,7 +7,7 @@ take one array at a time.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from xlmfam.common.checkpoints.files import open_checkpoint, save_checkpoint
 from xlmfam.common.checkpoints.source import DTYPES, TensorSource, TensorSpec
 from xlmfam.common.errors import CheckpointError, ConfigError
 from xlmfam.common.generation import GENERATION_CONFIG_NAME, GenerationConfig
-from xlmfam.common.logging import get_logger, progress
+from xlmfam.common.logging import get_logger
+from xlmfam.common.logging import progress as progress_bar
 from xlmfam.common.parameters import (
     LoadPlan,
     Parameter,
@@ -82,7 +83,7 @@ class ParameterReader:
 
     def items(self) -> Iterator[tuple[str, np.ndarray]]:
         """Read everything, one parameter at a time, behind a progress bar."""
-        for name in progress(self.names(), "Loading"):
+        for name in progress_bar(self.names(), "Loading"):
             yield name, self.read(name)
 
 
@@ -176,6 +177,9 @@ def save_parameters(
     format: str = "safetensors",
     max_shard_size: int | str = "5GB",
     generation_config: GenerationConfig | None = None,
+    extra_files: Mapping[str, str | bytes] | None = None,
+    progress: Callable[[int], None] | None = None,
+    replaces: Callable[[str], bool] | None = None,
 ) -> list[Path]:
     """Write a model folder: weights in ``format``, ``config.json``, ``generation_config.json``.
 
@@ -189,6 +193,9 @@ def save_parameters(
         format: ``safetensors``, ``pt``, ``tf`` or ``flax``.
         max_shard_size: Larger checkpoints are split, e.g. ``"2GB"``.
         generation_config: Written beside the config.
+        extra_files: Name and content of more files to write.
+        progress: Called with the number of bytes after each tensor.
+        replaces: Tells which other files of the folder go as well.
 
     Returns:
         The paths written.
@@ -221,7 +228,7 @@ def save_parameters(
     saved_config = type(config).from_dict(config.to_dict())
     saved_config.architectures = [head]
     saved_config.torch_dtype = specs[next(iter(specs))].dtype.name
-    extra = {"config.json": saved_config.to_json_string()}
+    extra = {**(extra_files or {}), "config.json": saved_config.to_json_string()}
     if generation_config is not None:
         extra[GENERATION_CONFIG_NAME] = generation_config.to_json_string()
     return save_checkpoint(
@@ -232,6 +239,8 @@ def save_parameters(
         max_shard_size=max_shard_size,
         extra_files=extra,
         architecture=head,
+        progress=progress,
+        replaces=replaces,
     )
 
 
