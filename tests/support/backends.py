@@ -1,0 +1,168 @@
+"""One adapter per backend: the same methods, NumPy in and NumPy out.
+
+Frameworks are imported when an adapter is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from functools import lru_cache, partial
+
+import numpy as np
+import pytest
+
+BACKENDS = ("pt", "tf", "flax")
+PACKAGES = {"pt": "torch", "tf": "tensorflow", "flax": "flax"}
+# torch's AdamW, spelled out because the frameworks' defaults differ.
+SGD = {"lr": 0.1}
+ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+
+
+@lru_cache
+def get_backend(name):
+    """Return the adapter of a backend; the test is skipped where it is not installed."""
+    pytest.importorskip(PACKAGES[name])
+    return {"pt": Torch, "tf": TensorFlow, "flax": Flax}[name]()
+
+
+def convert(nested, leaf):
+    """Apply ``leaf`` to every leaf; mappings become dicts, sequences tuples."""
+    if nested is None or isinstance(nested, str | bool):
+        return nested
+    if isinstance(nested, Mapping):
+        return {key: convert(value, leaf) for key, value in nested.items()}
+    if isinstance(nested, list | tuple):
+        return tuple(convert(value, leaf) for value in nested)
+    return leaf(nested)
+
+
+class Backend:
+    """What the adapters share.
+
+    Attributes:
+        name: ``pt``, ``tf`` or ``flax``.
+        module: The package with the model classes.
+    """
+
+    name = ""
+
+    def __init__(self):
+        self.module = importlib.import_module(f"xlmfam.{self.name}")
+
+    def __repr__(self):
+        return self.name
+
+    def cls(self, class_name):
+        """Return a model class."""
+        return getattr(self.module, class_name)
+
+    def load(self, class_name, folder, **kwargs):
+        """Load a checkpoint."""
+        return self.cls(class_name).from_pretrained(folder, **kwargs)
+
+    def build(self, class_name, config, **kwargs):
+        """Build a model with initial values, in evaluation mode."""
+        return self.cls(class_name).from_config(config, **kwargs)
+
+    def save(self, model, folder, **kwargs):
+        """Write a checkpoint."""
+        model.save_pretrained(folder, **kwargs)
+        return folder
+
+    def parameters(self, model):
+        """Return arrays by canonical name, in canonical layout, shared ones once."""
+        return {name: np.asarray(value) for name, value in model.to_canonical().items()}
+
+    def raw_call(self, model, inputs, **flags):
+        """Call the model with arrays (or its own values); return its own output."""
+        inputs = {k: convert(v, self.tensor) if v is not None else v for k, v in inputs.items()}
+        return self.run(model, **inputs, **flags)
+
+    def run(self, model, **arguments):
+        """Call the model."""
+        return model(**arguments)
+
+    def call(self, model, inputs, **flags):
+        """Call the model with arrays; return nested arrays by output field."""
+        return self.numpy(self.raw_call(model, inputs, **flags))
+
+    def numpy(self, nested):
+        """Return the model's own values as arrays."""
+        return convert(nested, self.array)
+
+    def generate(self, model, inputs, **options):
+        """Return the ids, or with ``return_dict_in_generate`` a dict of arrays."""
+        inputs = {name: self.tensor(np.asarray(value)) for name, value in inputs.items()}
+        return self.numpy(model.generate(**inputs, **options))
+
+    def tensor(self, value):
+        """Return the backend's own value of an array."""
+        raise NotImplementedError
+
+    def array(self, value):
+        """Return the array of one of the backend's own values."""
+        return np.asarray(value)
+
+    def loss_and_gradients(self, model, inputs, **flags):
+        """Return the loss and its gradients by canonical name, in evaluation mode."""
+        raise NotImplementedError
+
+    def step(self, model, inputs, optimiser, **options):
+        """Take one optimiser step in place; return the parameters after it.
+
+        Args:
+            model: The model; it changes.
+            inputs: Arrays, labels among them.
+            optimiser: ``sgd`` or ``adamw``; without weight decay on nothing.
+            options: Spelled as torch does; ``SGD`` and ``ADAMW`` by default.
+        """
+        raise NotImplementedError
+
+
+class Torch(Backend):
+    """xlmfam.pt."""
+
+    name = "pt"
+
+    def __init__(self):
+        super().__init__()
+        self.torch = importlib.import_module("torch")
+
+    def build(self, class_name, config, **kwargs):
+        return super().build(class_name, config, **kwargs).eval()
+
+    def tensor(self, value):
+        return self.torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+    def array(self, value):
+        return value.detach().numpy() if isinstance(value, self.torch.Tensor) else value
+
+    def loss_and_gradients(self, model, inputs, **flags):
+        model.zero_grad()
+        loss = self.raw_call(model, inputs, **flags).loss
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return self.array(loss), model.to_canonical(gradients)
+
+    def step(self, model, inputs, optimiser, **options):
+        optim = self.torch.optim
+        if optimiser == "sgd":
+            rule = optim.SGD(model.parameters(), **(options or SGD))
+        else:
+            rule = optim.AdamW(model.parameters(), **(options or ADAMW))
+        self.loss_and_gradients(model, inputs)
+        rule.step()
+        return {name: value.copy() for name, value in self.parameters(model).items()}
+
+
+class TensorFlow(Backend):
+    """xlmfam.tf."""
+
+    name = "tf"
+
+
+class Flax(Backend):
+    """xlmfam.flax."""
+
+    name = "flax"
