@@ -1,4 +1,4 @@
-"""Load checkpoints that xlmfam wrote with transformers 4.37.2 and compare the logits (see README.md)."""
+"""Load what xlmfam wrote with transformers 4.37.2 and compare the logits (see README.md)."""
 
 from __future__ import annotations
 
@@ -19,32 +19,43 @@ TOLERANCE = 5e-5
 FORMATS = ("safetensors", "sharded", "pt", "tf", "flax")
 
 
-class Problem(Exception):
+class ProblemError(Exception):
     """What is wrong with one checkpoint."""
 
 
-def _torch_logits(folder: Path, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def _torch_logits(
+    folder: Path, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
     model, info = transformers.XGLMForCausalLM.from_pretrained(folder, output_loading_info=True)
-    _refuse({key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")})
+    _refuse(
+        {
+            key: info[key]
+            for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+        }
+    )
     with torch.no_grad():
         given = (torch.from_numpy(a.astype(np.int64)) for a in (ids, mask, positions))
         return model.eval()(*given).logits.numpy()
 
 
-def _tf_logits(folder: Path, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def _tf_logits(
+    folder: Path, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
     if not (folder / "tf_model.h5").exists():
-        raise Problem("no tf_model.h5")
+        raise ProblemError("no tf_model.h5")
     model, info = transformers.TFXGLMForCausalLM.from_pretrained(folder, output_loading_info=True)
     _refuse({key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")})
     return model(ids, attention_mask=mask, position_ids=positions).logits.numpy()
 
 
-def _flax_logits(folder: Path, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def _flax_logits(
+    folder: Path, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
     from flax.serialization import msgpack_restore
     from flax.traverse_util import flatten_dict
 
     if not (folder / "flax_model.msgpack").exists():
-        raise Problem("no flax_model.msgpack")
+        raise ProblemError("no flax_model.msgpack")
     model = transformers.FlaxXGLMForCausalLM.from_pretrained(folder)
     stored = flatten_dict(msgpack_restore((folder / "flax_model.msgpack").read_bytes()))
     wanted = flatten_dict(model.params_shape_tree)
@@ -60,7 +71,7 @@ def _flax_logits(folder: Path, ids: np.ndarray, mask: np.ndarray, positions: np.
 def _refuse(faults: dict) -> None:
     found = {key: list(value) for key, value in faults.items() if value}
     if found:
-        raise Problem("; ".join(f"{key}: {value}" for key, value in found.items()))
+        raise ProblemError("; ".join(f"{key}: {value}" for key, value in found.items()))
 
 
 def _largest_difference(name: str, folder: Path, inputs: dict, expected: np.ndarray) -> float:
@@ -72,19 +83,23 @@ def _largest_difference(name: str, folder: Path, inputs: dict, expected: np.ndar
     ids, mask, positions = (a.astype(np.int32) for a in (ids, mask, positions))
     logits = run(folder, ids, mask, positions)
     if logits.shape != expected.shape:
-        raise Problem(f"logits of shape {logits.shape}, expected {expected.shape}")
+        raise ProblemError(f"logits of shape {logits.shape}, expected {expected.shape}")
     real = mask.astype(bool)
     scale = max(1.0, float(np.abs(expected[real]).max()))
     difference = float(np.abs(logits[real] - expected[real]).max()) / scale
     if not difference <= TOLERANCE:
-        raise Problem(f"largest difference {difference:.2e} is above {TOLERANCE:.0e}")
+        raise ProblemError(f"largest difference {difference:.2e} is above {TOLERANCE:.0e}")
     return difference
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help=f"holds any of {', '.join(FORMATS)}, inputs.npz and logits.npz")
-    parser.add_argument("--only", choices=FORMATS, nargs="+", help="these formats, each of which must be there")
+    parser.add_argument(
+        "folder", type=Path, help=f"holds any of {', '.join(FORMATS)}, inputs.npz and logits.npz"
+    )
+    parser.add_argument(
+        "--only", choices=FORMATS, nargs="+", help="these formats, each of which must be there"
+    )
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

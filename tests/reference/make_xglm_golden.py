@@ -38,7 +38,9 @@ def _pretty(value: object, level: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"any of: {', '.join(PARTS)} (default: all)")
+    parser.add_argument(
+        "parts", nargs="*", default=list(PARTS), help=f"any of: {', '.join(PARTS)} (default: all)"
+    )
     parser.add_argument("--data", type=Path, default=DATA, help="the data folder to write into")
     arguments = parser.parse_args()
     unknown = set(arguments.parts) - set(PARTS)

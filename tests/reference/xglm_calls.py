@@ -24,13 +24,17 @@ class Inputs:
         self.generator = torch.Generator().manual_seed(seed)
 
     def ids(self, batch: int, length: int) -> torch.Tensor:
-        return torch.randint(3, self.options["vocab_size"], (batch, length), generator=self.generator)
+        return torch.randint(
+            3, self.options["vocab_size"], (batch, length), generator=self.generator
+        )
 
     def vectors(self, batch: int, length: int) -> torch.Tensor:
         return torch.randn(batch, length, self.options["d_model"], generator=self.generator)
 
     def heads(self) -> torch.Tensor:
-        mask = torch.rand(self.options["num_layers"], self.options["attention_heads"], generator=self.generator)
+        mask = torch.rand(
+            self.options["num_layers"], self.options["attention_heads"], generator=self.generator
+        )
         mask[0, 1] = 0.0
         mask[1, 2] = 1.0
         return mask
@@ -55,7 +59,7 @@ def padded(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def shifted_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy of each label under the logits one position earlier; -100 does not count."""
+    """Mean cross entropy of the labels under the logits one position earlier, without -100."""
     log_probabilities = logits[:, :-1].log_softmax(-1)
     targets = labels[:, 1:]
     counts = targets != -100
@@ -74,10 +78,10 @@ class Recorder:
     def call(self, name: str, steps: list[dict], cls: str = _LM, notes: str = "") -> list[dict]:
         """Record one case.
 
-        A step is a dict: `inputs` (what xlmfam is given), optionally `flags`, `hidden` (further inputs that only
-        the reference is given, such as the positions it gets wrong), `valid` (which query positions count), `raw`
-        (also record the reference's output without `hidden`) and `light` (store only loss and main output, and
-        list the other fields as present).
+        A step is a dict: `inputs` (what xlmfam is given) and optionally `flags`, `hidden` (inputs
+        that only the reference is given, such as the positions it gets wrong), `valid` (which query
+        positions count), `raw` (also record the reference's output without `hidden`) and `light`
+        (store only loss and main output, and list the other fields as present).
         """
         model = self.lm if cls == _LM else self.lm.model
         arrays: dict[str, np.ndarray] = {}
@@ -96,7 +100,14 @@ class Recorder:
                         **flags,
                         **({"past_key_values": past} if number else {}),
                     )
-            row: dict = {"inputs": {}, "flags": flags, "expected": {}, "present": [], "absent": [], "reference": {}}
+            row: dict = {
+                "inputs": {},
+                "flags": flags,
+                "expected": {},
+                "present": [],
+                "absent": [],
+                "reference": {},
+            }
             main = "logits" if cls == _LM else "last_hidden_state"
             for key, value in inputs.items():
                 arrays[prefix + key] = value.numpy()
@@ -171,12 +182,20 @@ def _self_attention(recorder: Recorder, seed: int, everything: bool) -> None:
             }
         ],
         notes="No position_ids are passed; positions start at each row's first real token. "
-        "The reference was given them explicitly; its own result without them is under `reference`.",
+        "The reference was given them; its own result without them is under `reference`.",
     )
     labels = make.ids(3, 7)
     labels[0, :2] = -100
     labels[2, 5:] = -100
-    recorder.call("labels", [{"inputs": {"input_ids": make.ids(3, 7), "labels": labels}, "flags": {"use_cache": False}}])
+    recorder.call(
+        "labels",
+        [
+            {
+                "inputs": {"input_ids": make.ids(3, 7), "labels": labels},
+                "flags": {"use_cache": False},
+            }
+        ],
+    )
     longer = CONFIGS[recorder.checkpoint]["max_position_embeddings"] + 8
     recorder.call(
         "beyond_table",
@@ -186,7 +205,9 @@ def _self_attention(recorder: Recorder, seed: int, everything: bool) -> None:
     if not everything:
         return
 
-    recorder.call("cache_returned", [{"inputs": {"input_ids": ids}}], notes="use_cache comes from the config.")
+    recorder.call(
+        "cache_returned", [{"inputs": {"input_ids": ids}}], notes="use_cache comes from the config."
+    )
     mask = right([7, 3, 5], 7)
     recorder.call(
         "right_padding",
@@ -241,7 +262,12 @@ def _self_attention(recorder: Recorder, seed: int, everything: bool) -> None:
     )
     recorder.call(
         "inputs_embeds",
-        [{"inputs": {"inputs_embeds": make.vectors(2, 5)}, "flags": {"use_cache": False, "output_hidden_states": True}}],
+        [
+            {
+                "inputs": {"inputs_embeds": make.vectors(2, 5)},
+                "flags": {"use_cache": False, "output_hidden_states": True},
+            }
+        ],
         notes="inputs_embeds are taken as they are: not multiplied by sqrt(d_model).",
     )
     mask = left([2, 5], 5)
@@ -276,9 +302,17 @@ def _self_attention(recorder: Recorder, seed: int, everything: bool) -> None:
     )
     recorder.call(
         "head_mask",
-        [{"inputs": {"input_ids": make.ids(2, 6), "head_mask": make.heads()}, "flags": {**ALL, "use_cache": False}}],
+        [
+            {
+                "inputs": {"input_ids": make.ids(2, 6), "head_mask": make.heads()},
+                "flags": {**ALL, "use_cache": False},
+            }
+        ],
     )
-    recorder.call("everything", [{"inputs": {"input_ids": make.ids(2, 5)}, "flags": {**ALL, "use_cache": True}}])
+    recorder.call(
+        "everything",
+        [{"inputs": {"input_ids": make.ids(2, 5)}, "flags": {**ALL, "use_cache": True}}],
+    )
     _caches(recorder, make)
     _base(recorder, make)
 
@@ -296,7 +330,10 @@ def _caches(recorder: Recorder, make: Inputs) -> None:
     recorder.call(
         "past_one_by_one",
         [{"inputs": {"input_ids": ids[:, :4]}, "flags": cache, "light": True}]
-        + [{"inputs": {"input_ids": ids[:, n : n + 1]}, "flags": cache, "light": True} for n in (4, 5, 6)],
+        + [
+            {"inputs": {"input_ids": ids[:, n : n + 1]}, "flags": cache, "light": True}
+            for n in (4, 5, 6)
+        ],
     )
     for name, mask, start in (
         ("past_left_padding", left([6, 9, 7], 9), 5),
@@ -304,7 +341,9 @@ def _caches(recorder: Recorder, make: Inputs) -> None:
     ):
         text = padded(make.ids(*mask.shape), mask)
         place = positions(mask)
-        ends = [start, mask.shape[1]] if "one" not in name else list(range(start, mask.shape[1] + 1))
+        ends = (
+            [start, mask.shape[1]] if "one" not in name else list(range(start, mask.shape[1] + 1))
+        )
         steps, begin = [], 0
         for end in ends:
             steps.append(
@@ -318,12 +357,30 @@ def _caches(recorder: Recorder, make: Inputs) -> None:
                 }
             )
             begin = end
-        recorder.call(name, steps, notes="The mask covers past and new tokens together; no position_ids are passed.")
+        recorder.call(
+            name,
+            steps,
+            notes="The mask covers past and new tokens together; no position_ids are passed.",
+        )
     recorder.call(
         "past_positions",
         [
-            {"inputs": {"input_ids": ids[:, :3], "position_ids": torch.tensor([[4, 5, 6], [0, 2, 4]])}, "flags": cache, "light": True},
-            {"inputs": {"input_ids": ids[:, 3:5], "position_ids": torch.tensor([[7, 8], [6, 8]])}, "flags": cache, "light": True},
+            {
+                "inputs": {
+                    "input_ids": ids[:, :3],
+                    "position_ids": torch.tensor([[4, 5, 6], [0, 2, 4]]),
+                },
+                "flags": cache,
+                "light": True,
+            },
+            {
+                "inputs": {
+                    "input_ids": ids[:, 3:5],
+                    "position_ids": torch.tensor([[7, 8], [6, 8]]),
+                },
+                "flags": cache,
+                "light": True,
+            },
         ],
     )
     long = CONFIGS[recorder.checkpoint]["max_position_embeddings"]
@@ -339,7 +396,11 @@ def _caches(recorder: Recorder, make: Inputs) -> None:
 
 
 def _base(recorder: Recorder, make: Inputs) -> None:
-    recorder.call("base_input_ids", [{"inputs": {"input_ids": make.ids(2, 6)}, "flags": ALL, "light": True}], cls=_BASE)
+    recorder.call(
+        "base_input_ids",
+        [{"inputs": {"input_ids": make.ids(2, 6)}, "flags": ALL, "light": True}],
+        cls=_BASE,
+    )
     mask = left([3, 6], 6)
     recorder.call(
         "base_left_padding",
@@ -368,15 +429,30 @@ def _base(recorder: Recorder, make: Inputs) -> None:
 def _cross_attention(recorder: Recorder, seed: int) -> None:
     make = Inputs(recorder.checkpoint, seed)
     ids, states = make.ids(3, 6), make.vectors(3, 5)
-    recorder.call("without_encoder", [{"inputs": {"input_ids": ids}, "flags": {**ALL, "use_cache": False}}],
-                  notes="No encoder_hidden_states: the cross-attention blocks are skipped.")  # fmt: skip
-    recorder.call("encoder", [{"inputs": {"input_ids": ids, "encoder_hidden_states": states}, "flags": {**ALL, "use_cache": False}}])
+    recorder.call(
+        "without_encoder",
+        [{"inputs": {"input_ids": ids}, "flags": {**ALL, "use_cache": False}}],
+        notes="No encoder_hidden_states: the cross-attention blocks are skipped.",
+    )
+    recorder.call(
+        "encoder",
+        [
+            {
+                "inputs": {"input_ids": ids, "encoder_hidden_states": states},
+                "flags": {**ALL, "use_cache": False},
+            }
+        ],
+    )
     seen = right([5, 2, 4], 5)
     recorder.call(
         "encoder_mask",
         [
             {
-                "inputs": {"input_ids": ids, "encoder_hidden_states": states, "encoder_attention_mask": seen},
+                "inputs": {
+                    "input_ids": ids,
+                    "encoder_hidden_states": states,
+                    "encoder_attention_mask": seen,
+                },
                 "flags": {**ALL, "use_cache": False},
             }
         ],
@@ -419,9 +495,12 @@ def _cross_attention(recorder: Recorder, seed: int) -> None:
         "encoder_past",
         [
             {"inputs": {"input_ids": ids[:, :4], **encoder}, "flags": cache},
-            {"inputs": {"input_ids": ids[:, 4:], **encoder}, "flags": {**cache, "output_attentions": True}},
+            {
+                "inputs": {"input_ids": ids[:, 4:], **encoder},
+                "flags": {**cache, "output_attentions": True},
+            },
         ],
-        notes="Each layer's past holds four tensors: own keys, own values, cross keys, cross values.",
+        notes="A layer's past is four tensors: own keys, own values, cross keys, cross values.",
     )
     recorder.call(
         "encoder_past_left_padding",
@@ -445,9 +524,20 @@ def _cross_attention(recorder: Recorder, seed: int) -> None:
     )
     labels = make.ids(3, 6)
     labels[1, 2:4] = -100
-    recorder.call("encoder_labels", [{"inputs": {"input_ids": ids, "labels": labels, **encoder},
-                                      "flags": {"use_cache": False}}])  # fmt: skip
-    recorder.call("base_encoder", [{"inputs": {"input_ids": ids, **encoder}, "flags": ALL, "light": True}], cls=_BASE)
+    recorder.call(
+        "encoder_labels",
+        [
+            {
+                "inputs": {"input_ids": ids, "labels": labels, **encoder},
+                "flags": {"use_cache": False},
+            }
+        ],
+    )
+    recorder.call(
+        "base_encoder",
+        [{"inputs": {"input_ids": ids, **encoder}, "flags": ALL, "light": True}],
+        cls=_BASE,
+    )
 
 
 def call_cases(root: Path) -> list[dict]:

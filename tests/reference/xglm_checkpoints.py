@@ -8,25 +8,52 @@ from pathlib import Path
 import torch
 from transformers import XGLMConfig, XGLMForCausalLM, XGLMModel
 
-# Sizes differ from each other inside every config, so that no transposed or swapped axis fits by accident.
-_PLAIN = dict(vocab_size=61, d_model=24, ffn_dim=40, num_layers=2, attention_heads=4, max_position_embeddings=37)
-_SMALL = dict(vocab_size=53, d_model=20, ffn_dim=28, num_layers=2, attention_heads=5, max_position_embeddings=31)
+# The sizes inside a config all differ, so that no transposed or swapped axis fits by accident.
+_PLAIN = {
+    "vocab_size": 61,
+    "d_model": 24,
+    "ffn_dim": 40,
+    "num_layers": 2,
+    "attention_heads": 4,
+    "max_position_embeddings": 37,
+}
+_SMALL = {
+    "vocab_size": 53,
+    "d_model": 20,
+    "ffn_dim": 28,
+    "num_layers": 2,
+    "attention_heads": 5,
+    "max_position_embeddings": 31,
+}
 # An odd width: the sinusoids fill an even number of columns, and one column is left over.
-_ODD = dict(vocab_size=47, d_model=21, ffn_dim=34, num_layers=2, attention_heads=3, max_position_embeddings=29)
+_ODD = {
+    "vocab_size": 47,
+    "d_model": 21,
+    "ffn_dim": 34,
+    "num_layers": 2,
+    "attention_heads": 3,
+    "max_position_embeddings": 29,
+}
 
 # LayerDrop and every dropout stand at zero, so that training-mode numbers are comparable too.
-_STILL = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, layerdrop=0.0)
+_STILL = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "layerdrop": 0.0}
 
 CONFIGS: dict[str, dict] = {
     "plain": {**_PLAIN, **_STILL},
     "cross": {**_SMALL, **_STILL, "add_cross_attention": True},
-    "relu_noscale": {**_SMALL, **_STILL, "num_layers": 3, "activation_function": "relu", "scale_embedding": False},
+    "relu_noscale": {
+        **_SMALL,
+        **_STILL,
+        "num_layers": 3,
+        "activation_function": "relu",
+        "scale_embedding": False,
+    },
     "gelu_new": {**_ODD, **_STILL, "activation_function": "gelu_new"},
     "untied": {**_SMALL, **_STILL, "activation_function": "silu", "tie_word_embeddings": False},
 }
 _SEEDS = {"plain": 11, "cross": 12, "relu_noscale": 13, "gelu_new": 14, "untied": 15}
 
-# The untied checkpoint is the one that generates: its head is sharp, and leans towards the end token.
+# The untied checkpoint is the one that generates: a sharp head that leans to the end token.
 _HEAD_STD = 0.7
 _EOS_LEAN = 0.45
 
@@ -56,7 +83,9 @@ def build(case: str) -> XGLMForCausalLM:
     if case == "untied":
         with torch.no_grad():
             shift = model.model.layer_norm.bias
-            model.lm_head.weight[model.config.eos_token_id] += _EOS_LEAN * shift / shift.norm() * shift.numel() ** 0.5
+            model.lm_head.weight[model.config.eos_token_id] += (
+                _EOS_LEAN * shift / shift.norm() * shift.numel() ** 0.5
+            )
     return model
 
 
@@ -77,13 +106,17 @@ def write_formats(root: Path) -> None:
     plain = str(root / "plain")
     model.save_pretrained(folder / "pt", safe_serialization=False)
     model.save_pretrained(folder / "sharded_pt", safe_serialization=False, max_shard_size="22KB")
-    model.save_pretrained(folder / "sharded_safetensors", safe_serialization=True, max_shard_size="22KB")
+    model.save_pretrained(
+        folder / "sharded_safetensors", safe_serialization=True, max_shard_size="22KB"
+    )
     model.model.save_pretrained(folder / "base_safetensors", safe_serialization=True)
     TFXGLMForCausalLM.from_pretrained(plain, from_pt=True).save_pretrained(folder / "tf")
     FlaxXGLMForCausalLM.from_pretrained(plain, from_pt=True).save_pretrained(folder / "flax")
     for path in folder.glob("*/config.json"):  # the folder on this machine is nobody's business
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if "_name_or_path" not in line), encoding="utf-8")
+        path.write_text(
+            "".join(line for line in lines if "_name_or_path" not in line), encoding="utf-8"
+        )
 
 
 def load(root: Path, case: str, base: bool = False) -> torch.nn.Module:

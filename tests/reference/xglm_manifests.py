@@ -19,12 +19,24 @@ from transformers import (
     XGLMModel,
 )
 
-_TINY = dict(vocab_size=61, d_model=24, ffn_dim=40, num_layers=3, attention_heads=4, max_position_embeddings=37)
+_TINY = {
+    "vocab_size": 61,
+    "d_model": 24,
+    "ffn_dim": 40,
+    "num_layers": 3,
+    "attention_heads": 4,
+    "max_position_embeddings": 37,
+}
 VARIANTS = {
     "plain": _TINY,
     "cross_attention": {**_TINY, "num_layers": 2, "add_cross_attention": True},
     "untied": {**_TINY, "num_layers": 2, "tie_word_embeddings": False},
-    "cross_attention_untied": {**_TINY, "num_layers": 1, "add_cross_attention": True, "tie_word_embeddings": False},
+    "cross_attention_untied": {
+        **_TINY,
+        "num_layers": 1,
+        "add_cross_attention": True,
+        "tie_word_embeddings": False,
+    },
 }
 _CLASSES = {
     "XGLMModel": (XGLMModel, TFXGLMModel, FlaxXGLMModel),
@@ -68,10 +80,20 @@ def _h5(path: Path) -> dict:
                 instances.add(instance)
                 shapes[key] = list(file[layer][name].shape)
         layers = _strings(file.attrs["layer_names"])
-        attrs = {k: (v if isinstance(v, str) else v.decode()) for k, v in file.attrs.items() if k != "layer_names"}
+        attrs = {
+            k: (v if isinstance(v, str) else v.decode())
+            for k, v in file.attrs.items()
+            if k != "layer_names"
+        }
         top = sorted(file.keys())
     (instance,) = instances
-    return {"shapes": shapes, "instance": instance, "layer_names": layers, "attrs": attrs, "groups": top}
+    return {
+        "shapes": shapes,
+        "instance": instance,
+        "layer_names": layers,
+        "attrs": attrs,
+        "groups": top,
+    }
 
 
 def _variant(options: dict) -> dict:
@@ -89,7 +111,9 @@ def _variant(options: dict) -> dict:
             from safetensors import safe_open
 
             with safe_open(source / "model.safetensors", "pt") as file:
-                entry["safetensors_missing"] = sorted(set(entry["pt_state_dict"]) - set(file.keys()))
+                entry["safetensors_missing"] = sorted(
+                    set(entry["pt_state_dict"]) - set(file.keys())
+                )
                 entry["safetensors_metadata"] = file.metadata()
             for key, cls in (("h5", tf), ("flax", flax)):
                 try:
@@ -102,7 +126,9 @@ def _variant(options: dict) -> dict:
                     other.save_pretrained(target)
                     entry[key] = _h5(target / "tf_model.h5")
                 else:
-                    entry[key] = {"/".join(k): list(v.shape) for k, v in flatten_dict(other.params).items()}
+                    entry[key] = {
+                        "/".join(k): list(v.shape) for k, v in flatten_dict(other.params).items()
+                    }
         result["classes"][name] = entry
     return result
 

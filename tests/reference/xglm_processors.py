@@ -19,10 +19,18 @@ def _case(name: str, options: dict, *pieces: tuple[str, dict]) -> None:
 
 
 for value in (0.3, 0.7, 1.0, 2.5):
-    _case(f"temperature_{value}", {"temperature": value}, ("TemperatureLogitsWarper", {"temperature": value}))
+    _case(
+        f"temperature_{value}",
+        {"temperature": value},
+        ("TemperatureLogitsWarper", {"temperature": value}),
+    )
 for value in (1, 5, 200):
     _case(f"top_k_{value}", {"top_k": value}, ("TopKLogitsWarper", {"top_k": value}))
-_case("top_k_keep", {"top_k": 2, "min_tokens_to_keep": 4}, ("TopKLogitsWarper", {"top_k": 2, "min_tokens_to_keep": 4}))
+_case(
+    "top_k_keep",
+    {"top_k": 2, "min_tokens_to_keep": 4},
+    ("TopKLogitsWarper", {"top_k": 2, "min_tokens_to_keep": 4}),
+)
 _case(
     "top_k_filter",
     {"top_k": 3, "filter_value": -77.0},
@@ -30,8 +38,16 @@ _case(
 )
 for value in (0.0, 0.2, 0.5, 0.9, 0.999):
     _case(f"top_p_{value}", {"top_p": value}, ("TopPLogitsWarper", {"top_p": value}))
-_case("top_p_keep", {"top_p": 0.05, "min_tokens_to_keep": 3}, ("TopPLogitsWarper", {"top_p": 0.05, "min_tokens_to_keep": 3}))
-_case("top_p_filter", {"top_p": 0.5, "filter_value": -9.0}, ("TopPLogitsWarper", {"top_p": 0.5, "filter_value": -9.0}))
+_case(
+    "top_p_keep",
+    {"top_p": 0.05, "min_tokens_to_keep": 3},
+    ("TopPLogitsWarper", {"top_p": 0.05, "min_tokens_to_keep": 3}),
+)
+_case(
+    "top_p_filter",
+    {"top_p": 0.5, "filter_value": -9.0},
+    ("TopPLogitsWarper", {"top_p": 0.5, "filter_value": -9.0}),
+)
 for value in (0.1, 0.5, 0.95):
     _case(f"typical_p_{value}", {"typical_p": value}, ("TypicalLogitsWarper", {"mass": value}))
 _case(
@@ -111,24 +127,39 @@ _case(
     ("RepetitionPenaltyLogitsProcessor", {"penalty": 1.5}),
     ("NoRepeatNGramLogitsProcessor", {"ngram_size": 2}),
     ("NoBadWordsLogitsProcessor", {"bad_words_ids": [[5, 9], [3]], "eos_token_id": 2}),
-    ("MinNewTokensLengthLogitsProcessor", {"prompt_length_to_skip": 6, "min_new_tokens": 5, "eos_token_id": 2}),
+    (
+        "MinNewTokensLengthLogitsProcessor",
+        {"prompt_length_to_skip": 6, "min_new_tokens": 5, "eos_token_id": 2},
+    ),
 )
 
 
 def processor_cases(root: Path) -> dict:
     generator = torch.Generator().manual_seed(300)
     scores = 2.5 * torch.randn(BATCH, VOCABULARY, generator=generator)
-    ids = torch.tensor([[4, 5, 9, 4, 5, 9, 4, 6, 5], [7, 7, 3, 7, 7, 3, 8, 7, 7], [1, 1, 12, 4, 6, 11, 4, 4, 6]])
+    ids = torch.tensor(
+        [[4, 5, 9, 4, 5, 9, 4, 6, 5], [7, 7, 3, 7, 7, 3, 8, 7, 7], [1, 1, 12, 4, 6, 11, 4, 4, 6]]
+    )
     arrays = {"scores": scores.numpy(), "input_ids": ids.numpy()}
     rows = []
     for name, (options, pieces) in CASES.items():
-        chain = logits_process.LogitsProcessorList(getattr(logits_process, cls)(**given) for cls, given in pieces)
+        chain = logits_process.LogitsProcessorList(
+            getattr(logits_process, cls)(**given) for cls, given in pieces
+        )
         arrays[f"expected.{name}"] = chain(ids, scores.clone()).numpy()
-        rows.append({"name": name, "options": options, "pieces": [cls for cls, _ in pieces], "expected": f"expected.{name}"})
+        rows.append(
+            {
+                "name": name,
+                "options": options,
+                "pieces": [cls for cls, _ in pieces],
+                "expected": f"expected.{name}",
+            }
+        )
     np.savez_compressed(root / "processors.npz", **arrays)
     return {
-        "about": "Each case applies its pieces, in order, to `scores` (batch, vocabulary) with the tokens so far in "
-        "`input_ids` (batch, length). Forbidden tokens are -inf, or `filter_value` where one is given.",
+        "about": "Each case applies its pieces, in order, to `scores` (batch, vocabulary) "
+        "with the tokens so far in `input_ids` (batch, length). Forbidden tokens are -inf, "
+        "or `filter_value` where one is given.",
         "arrays": "processors.npz",
         "scores": "scores",
         "input_ids": "input_ids",

@@ -56,7 +56,10 @@ def training_cases(root: Path) -> list[dict]:
             "zero_gradients": [k for k, g in gradients.items() if np.abs(g).max() < 1e-6 * largest],
         }
         if checkpoint == "plain":
-            for name, cls, options in (("sgd", torch.optim.SGD, SGD), ("adamw", torch.optim.AdamW, ADAMW)):
+            for name, cls, options in (
+                ("sgd", torch.optim.SGD, SGD),
+                ("adamw", torch.optim.AdamW, ADAMW),
+            ):
                 stepped = load(root, checkpoint)
                 before = {k: p.detach().clone() for k, p in stepped.named_parameters()}
                 optimiser = cls(stepped.parameters(), **options)
@@ -64,11 +67,15 @@ def training_cases(root: Path) -> list[dict]:
                 optimiser.step()
                 case[name] = {"options": options, "loss_after": f"{name}_loss"}
                 if name == "adamw":
-                    arrays.update({f"{name}.{k}": p.detach().numpy() for k, p in stepped.named_parameters()})
+                    arrays.update(
+                        {f"{name}.{k}": p.detach().numpy() for k, p in stepped.named_parameters()}
+                    )
                     case[name]["parameters"] = {k: f"{name}.{k}" for k in gradients}
                 else:  # not stored: the checkpoint minus lr times the stored gradient
                     for k, p in stepped.named_parameters():
-                        torch.testing.assert_close(p.detach(), before[k] - SGD["lr"] * torch.from_numpy(gradients[k]))
+                        torch.testing.assert_close(
+                            p.detach(), before[k] - SGD["lr"] * torch.from_numpy(gradients[k])
+                        )
                 with torch.no_grad():
                     arrays[f"{name}_loss"] = _loss(stepped, inputs).numpy()
         np.savez_compressed(root / case["arrays"], **arrays)
