@@ -318,7 +318,7 @@ class Beams:
         is_end = torch.isin(token, self.eos)
         self._finish(best, beam, is_end)
         # The best candidates that go on; there are always enough, see _candidates.
-        going = is_end.int().argsort(stable=True, dim=-1)[:, :beams]
+        going = is_end.int().sort(stable=True, dim=-1).indices[:, :beams]
         beam, token = beam.gather(1, going), token.gather(1, going)
         self.scores = best.gather(1, going)
         self.ids = take_beams(self.ids, beam)
@@ -340,7 +340,7 @@ class Beams:
         uniform = torch.rand(total.shape, generator=generator, device=total.device)
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
         index = (total + gumbel).topk(count, -1).indices
-        best, order = total.gather(1, index).sort(-1, descending=True, stable=True)
+        best, order = total.gather(1, index).sort(stable=True, dim=-1, descending=True)
         return best, index.gather(1, order)
 
     def _finish(self, best: Tensor, beam: Tensor, is_end: Tensor) -> None:
@@ -435,6 +435,7 @@ class StopStrings:
 
     def __call__(self, ids: Tensor, scores: Any) -> Tensor:
         """Return (R,) booleans for ids (R, C)."""
+        del scores
         new = ids[:, self.prompt_length :].tolist()
         texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in new]
         found = [any(string in text for string in self.strings) for text in texts]

@@ -26,6 +26,7 @@ from xlmfam.pt.layers import (
     causal_lm_loss,
     text_positions,
 )
+from xlmfam.pt.linear import Linear
 from xlmfam.pt.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -47,10 +48,10 @@ class XGLMAttention(nn.Module):
         width = config.d_model
         self.heads = config.attention_heads
         self.dropout = config.attention_dropout
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.q_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(
         self,
@@ -133,8 +134,8 @@ class XGLMLayer(nn.Module):
         if config.add_cross_attention:
             self.encoder_attn = XGLMAttention(config)
             self.encoder_attn_layer_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, config.ffn_dim)
-        self.fc2 = nn.Linear(config.ffn_dim, width)
+        self.fc1 = Linear(width, config.ffn_dim)
+        self.fc2 = Linear(config.ffn_dim, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
     def forward(
@@ -380,7 +381,7 @@ class XGLMModel(XGLMPreTrainedModel):
             return past_key_values.layer(index)
         return None if past_key_values is None else past_key_values[index]
 
-    def _run_layer(self, layer: XGLMLayer, *arguments: Any):
+    def _run_layer(self, layer: nn.Module, *arguments: Any):
         if self.gradient_checkpointing and self.training:
             return checkpoint(layer, *arguments, use_reentrant=False)
         return layer(*arguments)
@@ -412,7 +413,7 @@ class XGLMForCausalLM(XGLMPreTrainedModel, GenerationMixin):
     def __init__(self, config: XGLMConfig):
         super().__init__(config)
         self.model = XGLMModel(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head: nn.Linear = Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -454,23 +455,33 @@ class XGLMForCausalLM(XGLMPreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         last_logits_only: bool = False,
     ) -> CausalLMOutputWithCrossAttentions | tuple[Any, ...]:
-        """Run the model; arguments as in ``XGLMModel.forward``, and:
+        """Run the model.
 
         Args:
+            input_ids: (B, S) token ids.
+            attention_mask: (B, T), see ``XGLMModel.forward``.
+            position_ids: (B, S).
+            encoder_hidden_states: (B, E, D).
+            encoder_attention_mask: (B, E).
+            head_mask: (L, H) or (H,).
+            cross_attn_head_mask: (L, H) or (H,).
+            past_key_values: Keys and values before.
+            inputs_embeds: (B, S, D) instead of ``input_ids``.
             labels: (B, S) ids; position i is held against the logits of position i - 1, and
                 -100 does not count.
+            use_cache: Return keys and values.
+            output_attentions: Return attention weights.
+            output_hidden_states: Return the hidden states of all layers.
+            return_dict: Return an output object rather than a tuple.
             last_logits_only: Compute the logits of the last position only, (B, 1, V); the
                 rest of a prompt's are not needed to continue it.
+
+        Raises:
+            XlmfamError: For ids outside the vocabulary and shapes that do not fit.
         """
         return_dict = self.config.use_return_dict if return_dict is None else return_dict
         if labels is not None:
-            check_shape(
-                "labels",
-                labels,
-                tuple((input_ids if inputs_embeds is None else inputs_embeds).shape[:2]),
-            )
-            if last_logits_only:
-                raise XlmfamError("labels need the logits of all positions, not the last one's")
+            self._check_labels(labels, input_ids, inputs_embeds, last_logits_only)
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -497,6 +508,14 @@ class XGLMForCausalLM(XGLMPreTrainedModel, GenerationMixin):
             cross_attentions=output.cross_attentions,
         )
         return result if return_dict else result.to_tuple()
+
+    def _check_labels(self, labels, input_ids, inputs_embeds, last_logits_only) -> None:
+        check_inputs(input_ids, inputs_embeds, self.config.d_model)
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        check_shape("labels", labels, tuple(given.shape[:2]))
+        if last_logits_only:
+            raise XlmfamError("labels need the logits of all positions, not the last one's")
+        self.check_ids("labels", labels.masked_fill(labels == -100, 0))
 
 
 def _known_to_be_full(attention_mask: Tensor) -> bool:

@@ -279,7 +279,7 @@ def pop_loading_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def build_config(config_class: type, name_or_path: str | os.PathLike, kwargs: dict, hub: dict):
+def build_config(config_class: Any, name_or_path: str | os.PathLike, kwargs: dict, hub: dict):
     """Return the config of a checkpoint, overridden by what of ``kwargs`` names a setting.
 
     Args:

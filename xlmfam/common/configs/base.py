@@ -93,6 +93,9 @@ class PretrainedConfig:
 
     model_type: ClassVar[str] = ""
     attribute_map: ClassVar[dict[str, str]] = {}
+    torch_dtype: str | None
+    id2label: dict[int, str]
+    label2id: dict[str, int]
 
     def __init__(self, **kwargs: Any):
         self._extra: dict[str, Any] = {}
@@ -265,7 +268,7 @@ class PretrainedConfig:
         return cls.from_dict(parse_config(Path(json_file)))
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.to_dict() == other.to_dict()
 
     __hash__ = object.__hash__
 

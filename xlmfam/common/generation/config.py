@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xlmfam.common.errors import ConfigError
 
@@ -117,6 +117,10 @@ class GenerationConfig:
     Raises:
         ConfigError: For options that contradict themselves or that xlmfam does not have.
     """
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # the options of DEFAULTS
 
     def __init__(self, **kwargs: Any):
         for name, default in DEFAULTS.items():
