@@ -97,6 +97,9 @@ LIES = {
     "void dtype": msgpack.packb({"a": leaf(dtype="V4")}),
     "complex": msgpack.packb({"a": leaf(code=2)}),
     "payload": msgpack.packb({"a": msgpack.ExtType(1, b"\x93\x91")}),
+    "more after the payload": msgpack.packb(
+        {"a": msgpack.ExtType(1, msgpack.packb(((2,), "float32", bytes(8))) + b"\0")}
+    ),
     "huge map": b"\xdf\xff\xff\xff\xff",
     "huge extension": b"\x81\xa1a\xc9\xff\xff\xff\xff\x01",
     "huge key": b"\x81\xdb\xff\xff\xff\xff",
