@@ -1,0 +1,127 @@
+"""Keys and values of past tokens: preallocated buffers, or plain tuples that grow.
+
+Shapes: B batch, H heads, T past tokens, K head width, L buffer length.
+
+``past_key_values`` is either a tuple with one ``(key, value)`` per layer, each (B, H, T, K)
+(with cross-attention followed by the encoder's key and value), or a ``KeyValueCache``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import struct
+from jax import Array, lax
+
+
+class LayerCache(NamedTuple):
+    """The buffers of one layer, filled up to ``start``."""
+
+    key: Array
+    value: Array
+    start: Array
+    cross: tuple[Array, ...]
+
+    def append(self, key: Array, value: Array) -> tuple[Array, Array]:
+        """Return the buffers (B, H, L, K) with (B, H, S, K) written behind what is there."""
+        begin = (0, 0, self.start, 0)
+        return (
+            lax.dynamic_update_slice(self.key, key.astype(self.key.dtype), begin),
+            lax.dynamic_update_slice(self.value, value.astype(self.value.dtype), begin),
+        )
+
+
+@struct.dataclass
+class KeyValueCache:
+    """Preallocated keys and values of every layer: a pytree; each call returns the next one.
+
+    Under ``jax.jit`` with the cache donated, or in a ``lax`` loop, the buffers are written in
+    place.
+
+    Attributes:
+        keys: One (B, H, L, K) per layer.
+        values: One (B, H, L, K) per layer.
+        length: Number of tokens in it, a scalar array: it changes without compiling again.
+        cross: Per layer nothing, or the encoder's key and value, each (B, H, E, K).
+    """
+
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
+    length: Array
+    cross: tuple[tuple[Array, ...], ...]
+
+    @classmethod
+    def empty(
+        cls,
+        layers: int,
+        batch: int,
+        heads: int,
+        max_length: int,
+        head_width: int,
+        dtype: Any = jnp.float32,
+    ) -> KeyValueCache:
+        """Return a cache with nothing in it; arguments as the shapes above."""
+        shape = (batch, heads, max_length, head_width)
+        # Separate buffers: one array under several names could not be donated.
+        return cls(
+            keys=tuple(jnp.zeros(shape, dtype) for _ in range(layers)),
+            values=tuple(jnp.zeros(shape, dtype) for _ in range(layers)),
+            length=jnp.zeros((), jnp.int32),
+            cross=((),) * layers,
+        )
+
+    @classmethod
+    def from_tuple(cls, past: tuple[tuple[Array, ...], ...], max_length: int) -> KeyValueCache:
+        """Return a cache of length L that begins with the past given as plain tuples."""
+        tokens = past[0][0].shape[2]
+        room = ((0, 0), (0, 0), (0, max_length - tokens), (0, 0))
+        return cls(
+            keys=tuple(jnp.pad(layer[0], room) for layer in past),
+            values=tuple(jnp.pad(layer[1], room) for layer in past),
+            length=jnp.asarray(tokens, jnp.int32),
+            cross=tuple(layer[2:] for layer in past),
+        )
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens that fit."""
+        return self.keys[0].shape[2]
+
+    def layer(self, index: int) -> LayerCache:
+        """Return the buffers of one layer."""
+        return LayerCache(self.keys[index], self.values[index], self.length, self.cross[index])
+
+    def advance(self, presents: list[tuple[Array, ...]], tokens: int) -> KeyValueCache:
+        """Return the cache of buffers to which every layer has appended ``tokens``."""
+        return KeyValueCache(
+            keys=tuple(present[0] for present in presents),
+            values=tuple(present[1] for present in presents),
+            length=self.length + tokens,
+            cross=tuple(present[2:] for present in presents),
+        )
+
+    def reorder(self, rows: Array) -> KeyValueCache:
+        """Make row i what row ``rows[i]`` was, for beam search; ``rows`` is (B,)."""
+        return self.replace(  # type: ignore[attr-defined]
+            keys=tuple(key[rows] for key in self.keys),
+            values=tuple(value[rows] for value in self.values),
+        )
+
+    def repeat(self, times: int) -> KeyValueCache:
+        """Repeat every row ``times`` times: one prompt, several continuations."""
+        return KeyValueCache(
+            keys=tuple(jnp.repeat(key, times, 0) for key in self.keys),
+            values=tuple(jnp.repeat(value, times, 0) for value in self.values),
+            length=self.length,
+            cross=tuple(tuple(jnp.repeat(x, times, 0) for x in pair) for pair in self.cross),
+        )
+
+
+def past_length(past_key_values: KeyValueCache | tuple | None) -> int | Array:
+    """Return the number of past tokens, T; an array where a cache counts it."""
+    if past_key_values is None:
+        return 0
+    if isinstance(past_key_values, KeyValueCache):
+        return past_key_values.length
+    return past_key_values[0][0].shape[2]
