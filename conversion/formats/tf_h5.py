@@ -117,7 +117,7 @@ class H5Source(TensorSource):
 
         if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
             raise CheckpointError(f"{self.path}: {name!r} is not an array")
-        dtype = "bfloat16" if _is_bfloat16(dataset) else dataset.dtype.newbyteorder("=").name
+        dtype = "bfloat16" if _is_bfloat16(dataset) else dataset.dtype.name
         if dtype not in DTYPES:
             raise CheckpointError(
                 f"{self.path}: tensor {name!r} has the dtype {dtype}; readable are "
