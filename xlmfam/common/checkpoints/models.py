@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xlmfam.common.checkpoints.files import open_checkpoint, save_checkpoint
+from xlmfam.common.checkpoints.files import FORMATS, open_checkpoint, save_checkpoint
 from xlmfam.common.checkpoints.source import DTYPES, TensorSource, TensorSpec
 from xlmfam.common.errors import CheckpointError, ConfigError
 from xlmfam.common.generation import GENERATION_CONFIG_NAME, GenerationConfig
@@ -231,6 +231,7 @@ def save_parameters(
     extra = {**(extra_files or {}), "config.json": saved_config.to_json_string()}
     if generation_config is not None:
         extra[GENERATION_CONFIG_NAME] = generation_config.to_json_string()
+    _warn_of_others(Path(folder).expanduser(), format)
     return save_checkpoint(
         folder,
         specs,
@@ -242,6 +243,21 @@ def save_parameters(
         progress=progress,
         replaces=replaces,
     )
+
+
+def _warn_of_others(folder: Path, format: str) -> None:
+    """Say so when the folder holds weights of a format that loading would look for first."""
+    before = list(FORMATS)[: list(FORMATS).index(format)]
+    older = [name for f in before for name in (FORMATS[f].single, FORMATS[f].index)]
+    there = [name for name in older if (folder / name).exists()]
+    if there:
+        logger.warning(
+            "%s also holds %s, which from_pretrained reads first: delete it, or load with "
+            "format=%r",
+            folder,
+            " and ".join(there),
+            format,
+        )
 
 
 def load_generation_config(
