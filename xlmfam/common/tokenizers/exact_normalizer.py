@@ -42,9 +42,7 @@ def _pattern() -> re.Pattern[str]:
 
 def looks_different(text: str) -> bool:
     """Say whether the library might normalise ``text`` otherwise than sentencepiece."""
-    if text.isascii():
-        return "\r\n" in text
-    return _pattern().search(text) is not None
+    return not text.isascii() and _pattern().search(text) is not None
 
 
 class ExactNormalizer:
@@ -96,12 +94,12 @@ class ExactNormalizer:
 
     @staticmethod
     def _extra_spaces(text: str) -> list[tuple[int, int, str]]:
+        # Space at the ends is left to the pre-tokeniser, as it is with the library's normaliser.
         # A literal U+2581 counts as space at the end of a text, and nowhere else.
         end = len(text.rstrip(f" {SPACE}"))
-        found = [
-            (match.start() + (match.start() > 0), match.end(), "")
-            for match in re.finditer("^ +| {2,}", text[:end])
-        ]
+        if SPACE not in text[end:]:
+            end = len(text)
+        found = [(m.start(), m.end() - 1, "") for m in re.finditer(" {2,}", text[:end])]
         return [*found, (end, len(text), "")] if end < len(text) else found
 
 

@@ -83,6 +83,15 @@ class PreparesIds:
         total = len(ids) + len(pair_ids or []) + extra
         data: dict[str, Any] = {}
         cut = options.truncation is not TruncationStrategy.DO_NOT_TRUNCATE
+        if (
+            options.return_overflowing_tokens
+            and pair
+            and options.truncation is TruncationStrategy.LONGEST_FIRST
+        ):
+            raise XlmfamError(
+                "return_overflowing_tokens=True: a pair truncated 'longest_first' overflows in "
+                "two places; truncation may be 'only_first' or 'only_second'"
+            )
         overflow: list[int] = []
         if cut and options.max_length is not None:
             if options.max_length < extra:

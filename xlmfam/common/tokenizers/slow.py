@@ -221,9 +221,10 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
             )
             for name, value in row.items():
                 columns.setdefault(name, []).append(value)
-        if not columns:
+        if columns:
+            columns = self._pad_columns(columns, options, batched=True)
+        else:
             columns = {name: [] for name in self._columns_of(options)}
-        columns = self._pad_columns(columns, options, batched=True)
         kind = options.return_tensors
         if not batched and kind is None:
             columns = {name: value[0] for name, value in columns.items()}
