@@ -1,0 +1,364 @@
+"""The same few things done in each backend: load, run with gradients, generate.
+
+Frameworks are imported by the runner that needs them; arrays are NumPy on both sides.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from xlmfam.common.errors import MissingPackageError, XlmfamError
+from xlmfam.common.parameters import table_of
+from xlmfam.conversion.sources import named_class
+
+# Package that tells whether a backend is installed. The order matters: torch goes before
+# TensorFlow where both are loaded into one process.
+PACKAGES = {"pt": "torch", "tf": "tensorflow", "flax": "flax"}
+FRAMEWORKS = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}
+BACKENDS = tuple(PACKAGES)
+
+Inputs = Mapping[str, np.ndarray]
+IGNORED = -100  # the label that does not count
+
+
+@dataclass
+class Observation:
+    """What one backend makes of a checkpoint and one batch; float32 throughout.
+
+    Attributes:
+        backend: ``pt``, ``tf`` or ``flax``.
+        hidden_states: (B, S, D) of the embeddings and of every layer; the last one is normed.
+        logits: (B, S, V); ``None`` for a base model.
+        loss: Mean over the labels; for a base model a fixed sum over its hidden states.
+        gradients: Gradient of the loss by canonical parameter name, in canonical layout.
+        seconds: Time to load and run.
+    """
+
+    backend: str
+    hidden_states: tuple[np.ndarray, ...]
+    logits: np.ndarray | None
+    loss: float
+    gradients: dict[str, np.ndarray] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Runner(Protocol):
+    """What is done differently in each framework."""
+
+    def call(self, model: Any, inputs: Inputs, gradients: bool) -> tuple[Any, Any, Any]:
+        """Return output, loss and gradients (the latter as ``model.to_canonical`` takes them)."""
+
+    def array(self, value: Any) -> np.ndarray:
+        """Return a framework's tensor as an array."""
+
+    def generate(self, model: Any, inputs: Inputs, jit: bool, options: dict[str, Any]) -> Any:
+        """Continue prompts."""
+
+
+def installed_backends() -> tuple[str, ...]:
+    """Return the backends whose framework is installed, without importing any."""
+    return tuple(name for name, package in PACKAGES.items() if _is_installed(package))
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # blocked from import, or half loaded
+        return False
+
+
+def require_backend(backend: str) -> None:
+    """Raise unless ``backend`` is one of ours and its framework is installed.
+
+    Raises:
+        XlmfamError: For another name.
+        MissingPackageError: Where the framework is missing, with the way to get it.
+    """
+    if backend not in PACKAGES:
+        raise XlmfamError(f"backend must be one of {', '.join(PACKAGES)}; got {backend!r}")
+    if not _is_installed(PACKAGES[backend]):
+        install = f'pip install "xlmfam[{backend}]"'
+        raise MissingPackageError(PACKAGES[backend], f"backend {backend!r}", install)
+
+
+def load(
+    backend: str,
+    name_or_path: str | os.PathLike[str],
+    head: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Load a checkpoint into a backend, in float32.
+
+    Args:
+        backend: ``pt``, ``tf`` or ``flax``.
+        name_or_path: Folder, file or hub id.
+        head: The class; by default the one that the config names.
+        **kwargs: For ``from_pretrained``.
+    """
+    require_backend(backend)
+    module = importlib.import_module(f"xlmfam.{backend}")
+    if head is None:
+        from xlmfam.common.configs import AutoConfig
+        from xlmfam.common.configs.base import pop_hub_arguments
+
+        config = AutoConfig.from_pretrained(name_or_path, **pop_hub_arguments(dict(kwargs)))
+        head = named_class(config) or table_of(config.model_type).heads[0]
+    return getattr(module, head).from_pretrained(name_or_path, **kwargs)
+
+
+def observe(
+    backend: str,
+    name_or_path: str | os.PathLike[str],
+    inputs: Inputs,
+    gradients: bool = True,
+    *,
+    head: str | None = None,
+    **kwargs: Any,
+) -> Observation:
+    """Load a checkpoint in one backend and run it once, without dropout.
+
+    Args:
+        backend: ``pt``, ``tf`` or ``flax``.
+        name_or_path: Folder, file or hub id.
+        inputs: ``input_ids``, ``attention_mask`` and ``labels``, see `example_inputs`.
+        gradients: Whether to run backwards as well.
+        head: The class; by default the one that the config names.
+        **kwargs: For ``from_pretrained``.
+    """
+    started = time.perf_counter()
+    model = load(backend, name_or_path, head, **kwargs)
+    return observe_model(backend, model, inputs, gradients, started)
+
+
+def observe_model(
+    backend: str,
+    model: Any,
+    inputs: Inputs,
+    gradients: bool = True,
+    started: float | None = None,
+) -> Observation:
+    """Run a model that is loaded already; see `observe`."""
+    started = time.perf_counter() if started is None else started
+    runner = runner_of(backend)
+    output, loss, slopes = runner.call(model, inputs, gradients)
+    logits = getattr(output, "logits", None) if "logits" in output else None
+    return Observation(
+        backend=backend,
+        hidden_states=tuple(runner.array(state) for state in output.hidden_states),
+        logits=None if logits is None else runner.array(logits),
+        loss=float(runner.array(loss)),
+        gradients=model.to_canonical(slopes) if gradients else {},
+        seconds=time.perf_counter() - started,
+    )
+
+
+def generate(
+    backend: str, model: Any, inputs: Inputs, *, jit: bool = False, **options: Any
+) -> np.ndarray:
+    """Continue prompts in one backend.
+
+    Args:
+        backend: ``pt``, ``tf`` or ``flax``.
+        model: A model of that backend.
+        inputs: ``input_ids`` and ``attention_mask``, padded on the left.
+        jit: Compile the whole call (Flax only; the others have it built in or do not need it).
+        **options: See ``GenerationConfig``.
+
+    Returns:
+        (B * num_return_sequences, length) ids with the prompts.
+    """
+    runner = runner_of(backend)
+    return runner.array(runner.generate(model, inputs, jit, options))
+
+
+def example_inputs(config: Any, seed: int = 0, length: int = 12) -> dict[str, np.ndarray]:
+    """Return a batch that shows most mistakes: both kinds of padding, and labels to ignore.
+
+    Args:
+        config: The model's config.
+        seed: Draws the ids.
+        length: Tokens of the longest row.
+    """
+    rng = np.random.default_rng(seed)
+    length = max(2, min(length, config.max_position_embeddings))
+    low = min(4, config.vocab_size - 1)  # the first ids are special in every family
+    input_ids = rng.integers(low, config.vocab_size, (3, length), dtype=np.int64)
+    attention_mask = np.ones_like(input_ids)
+    attention_mask[1, : length // 3] = 0
+    attention_mask[2, length - length // 4 :] = 0
+    pad = config.pad_token_id if config.pad_token_id is not None else 0
+    input_ids[attention_mask == 0] = pad
+    labels = np.where(attention_mask == 1, input_ids, IGNORED)
+    labels[0, length // 2] = IGNORED
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def probe(shape: tuple[int, ...]) -> np.ndarray:
+    """Fixed weights that turn the hidden states of a model without a head into one number."""
+    return np.random.default_rng(7).normal(size=shape).astype(np.float32)
+
+
+def _has_head(model: Any) -> bool:
+    return model.table_class != table_of(model.config.model_type).base
+
+
+def _forward_only(inputs: Inputs) -> dict[str, np.ndarray]:
+    return {name: value for name, value in inputs.items() if name != "labels"}
+
+
+class TorchRunner:
+    """xlmfam.pt."""
+
+    def call(self, model: Any, inputs: Inputs, gradients: bool) -> tuple[Any, Any, Any]:
+        """See `Runner`."""
+        import torch
+
+        has_head = _has_head(model)
+        used = inputs if has_head else _forward_only(inputs)
+        tensors = {name: torch.from_numpy(value) for name, value in used.items()}
+        with torch.set_grad_enabled(gradients):
+            output = model(**tensors, use_cache=False, output_hidden_states=True, return_dict=True)
+            loss = output.loss if has_head else self._probed(output, tensors["attention_mask"])
+        if gradients:
+            model.zero_grad()
+            loss.backward()
+        slopes = {
+            name: torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in model.named_parameters()
+        }
+        return output, loss, slopes
+
+    def _probed(self, output: Any, mask: Any) -> Any:
+        import torch
+
+        hidden = output.last_hidden_state * mask[..., None]
+        return (hidden * torch.from_numpy(probe(tuple(hidden.shape)))).mean()
+
+    def array(self, value: Any) -> np.ndarray:
+        """See `Runner`."""
+        return value.detach().cpu().numpy()
+
+    def generate(self, model: Any, inputs: Inputs, jit: bool, options: dict[str, Any]) -> Any:  # noqa: ARG002
+        """See `Runner`; also takes a streamer."""
+        import torch
+
+        tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        return model.generate(**tensors, **options)
+
+
+class TensorFlowRunner:
+    """xlmfam.tf."""
+
+    def call(self, model: Any, inputs: Inputs, gradients: bool) -> tuple[Any, Any, Any]:
+        """See `Runner`."""
+        import tensorflow as tf
+
+        has_head = _has_head(model)
+        used = inputs if has_head else _forward_only(inputs)
+        tensors = {name: tf.constant(value) for name, value in used.items()}
+        with tf.GradientTape() as tape:
+            output = model(**tensors, use_cache=False, output_hidden_states=True, return_dict=True)
+            # One value per label, whose mean is the loss.
+            loss = tf.reduce_mean(
+                output.loss if has_head else self._probed(output, tensors["attention_mask"])
+            )
+        if not gradients:
+            return output, loss, None
+        variables = list(model.trainable_variables)
+        slopes = tape.gradient(loss, [v.value for v in variables])
+        return (
+            output,
+            loss,
+            {v.path: tf.convert_to_tensor(s) for v, s in zip(variables, slopes, strict=True)},
+        )
+
+    def _probed(self, output: Any, mask: Any) -> Any:
+        import tensorflow as tf
+
+        hidden = output.last_hidden_state
+        weights = probe(tuple(hidden.shape)) * mask.numpy()[..., None].astype(np.float32)
+        return hidden * tf.constant(weights)
+
+    def array(self, value: Any) -> np.ndarray:
+        """See `Runner`."""
+        return np.asarray(value)
+
+    def generate(self, model: Any, inputs: Inputs, jit: bool, options: dict[str, Any]) -> Any:  # noqa: ARG002
+        """See `Runner`."""
+        import tensorflow as tf
+
+        return model.generate(
+            **{name: tf.constant(value) for name, value in inputs.items()}, **options
+        )
+
+
+class FlaxRunner:
+    """xlmfam.flax."""
+
+    def call(self, model: Any, inputs: Inputs, gradients: bool) -> tuple[Any, Any, Any]:
+        """See `Runner`."""
+        import jax
+        import jax.numpy as jnp
+
+        has_head = _has_head(model)
+        used = inputs if has_head else _forward_only(inputs)
+        arrays = {name: jnp.asarray(value.astype(np.int32)) for name, value in used.items()}
+
+        def loss_of(params: Any) -> tuple[Any, Any]:
+            output = model(
+                **arrays,
+                params=params,
+                use_cache=False,
+                output_hidden_states=True,
+                return_dict=True,
+            )
+            loss = output.loss if has_head else self._probed(output, arrays["attention_mask"])
+            return loss, output
+
+        if not gradients:
+            loss, output = loss_of(model.params)
+            return output, loss, None
+        (loss, output), slopes = jax.value_and_grad(loss_of, has_aux=True)(model.params)
+        return output, loss, slopes
+
+    def _probed(self, output: Any, mask: Any) -> Any:
+        hidden = output.last_hidden_state * mask[..., None]
+        return (hidden * probe(tuple(hidden.shape))).mean()
+
+    def array(self, value: Any) -> np.ndarray:
+        """See `Runner`."""
+        return np.asarray(value)
+
+    def generate(self, model: Any, inputs: Inputs, jit: bool, options: dict[str, Any]) -> Any:
+        """See `Runner`; with ``jit`` the prompts and weights are arguments of one program."""
+        import jax
+        import jax.numpy as jnp
+
+        arrays = {name: jnp.asarray(value.astype(np.int32)) for name, value in inputs.items()}
+
+        def run(params: Any, arrays: dict[str, Any]) -> Any:
+            return model.generate(**arrays, params=params, **options)
+
+        return (jax.jit(run) if jit else run)(model.params, arrays)
+
+
+def runner_of(backend: str) -> Runner:
+    """Return the runner of a backend, whose framework must be installed."""
+    require_backend(backend)
+    if backend == "tf" and _is_installed("torch"):
+        # Torch before TensorFlow: the other way round, their runtimes collide in one process.
+        importlib.import_module("torch")
+    runners: dict[str, Runner] = {
+        "pt": TorchRunner(),
+        "tf": TensorFlowRunner(),
+        "flax": FlaxRunner(),
+    }
+    return runners[backend]

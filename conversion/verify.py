@@ -1,0 +1,199 @@
+"""One checkpoint in every backend: do they compute the same?"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from xlmfam.common.errors import XlmfamError
+from xlmfam.common.logging import progress as progress_bar
+from xlmfam.conversion.report import Comparison, Verification
+from xlmfam.conversion.runners import (
+    BACKENDS,
+    FRAMEWORKS,
+    Inputs,
+    Observation,
+    example_inputs,
+    installed_backends,
+    observe,
+    require_backend,
+)
+from xlmfam.conversion.sources import recognise
+
+Source = str | os.PathLike[str]
+
+
+def verify(
+    source: Source | Mapping[str, Source],
+    backends: Sequence[str] | None = None,
+    tolerance: float = 5e-5,
+    *,
+    inputs: Inputs | None = None,
+    gradients: bool = True,
+    seed: int = 0,
+    head: str | None = None,
+    **hub: Any,
+) -> Verification:
+    """Run a checkpoint in several backends, in float32, and compare everything that comes out.
+
+    Hidden states of every layer, logits, loss and the gradient of every parameter are compared
+    for each pair of backends. A difference is relative to the largest value compared; a value
+    that is not finite counts as a difference of its own.
+
+    Args:
+        source: Folder, file or hub id; or one for each backend, to compare copies of a
+            checkpoint in different formats.
+        backends: Some of ``pt``, ``tf``, ``flax``; by default those that are installed.
+        tolerance: Largest difference allowed.
+        inputs: ``input_ids``, ``attention_mask`` and ``labels``; by default an example with
+            padding on both sides.
+        gradients: Whether to compare gradients, which take most of the memory.
+        seed: Draws the example.
+        head: Class of the checkpoint where its config does not say or is wrong.
+        **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``subfolder``.
+
+    Returns:
+        The differences, and what could not be run; its ``ok`` is the verdict.
+
+    Raises:
+        CheckpointError: When there is no checkpoint, or it does not fit its config.
+        XlmfamError: When there are not two backends to compare.
+    """
+    if not 0 < tolerance < math.inf:
+        raise XlmfamError(f"tolerance must be a positive number, got {tolerance!r}")
+    chosen = _chosen(backends, source)
+    sources = dict(source) if isinstance(source, Mapping) else dict.fromkeys(chosen, source)
+    name = ", ".join(dict.fromkeys(os.fspath(sources[backend]) for backend in chosen))
+    with recognise(sources[chosen[0]], head=head, **hub) as checkpoint:
+        checkpoint.plan()  # before any framework is loaded
+        config, head = checkpoint.config, checkpoint.head
+    inputs = example_inputs(config, seed) if inputs is None else inputs
+    found: dict[str, Observation] = {}
+    failures: dict[str, str] = {}
+    for backend in progress_bar(chosen, "Verifying"):
+        try:
+            found[backend] = observe(backend, sources[backend], inputs, gradients, head=head, **hub)
+        except (XlmfamError, ImportError, MemoryError) as error:
+            failures[backend] = str(error) or type(error).__name__
+    mask = np.asarray(inputs["attention_mask"]) == 1
+    comparisons = [
+        comparison
+        for one, other in itertools.combinations(found.values(), 2)
+        for comparison in compare(one, other, mask)
+    ]
+    return Verification(
+        source=name,
+        head=head,
+        backends=list(found),
+        tolerance=tolerance,
+        comparisons=comparisons,
+        failures=failures,
+        seconds={backend: o.seconds for backend, o in found.items()},
+        losses={backend: o.loss for backend, o in found.items()},
+    )
+
+
+def _chosen(backends: Sequence[str] | None, source: Source | Mapping[str, Source]) -> list[str]:
+    """The backends to run, in the order in which their frameworks can share a process."""
+    if backends is None:
+        given = source if isinstance(source, Mapping) else BACKENDS
+        backends = [backend for backend in installed_backends() if backend in given]
+    for backend in backends:
+        require_backend(backend)
+    if len(set(backends)) < 2:
+        names = ", ".join(FRAMEWORKS[backend] for backend in backends) or "none"
+        raise XlmfamError(
+            f"there is nothing to compare: verify needs two backends and has {names}; "
+            'pip install "xlmfam[all]" brings all three'
+        )
+    if isinstance(source, Mapping) and not set(backends) <= set(source):
+        raise XlmfamError(f"source names no checkpoint for {', '.join(set(backends) - {*source})}")
+    return [backend for backend in BACKENDS if backend in backends]
+
+
+def compare(one: Observation, other: Observation, mask: np.ndarray) -> Iterator[Comparison]:
+    """Yield the largest difference in every part of the results, in the order of the model.
+
+    Args:
+        one: An observation.
+        other: Another one, of the same inputs.
+        mask: (B, S), true where a token is not padding; nothing else has a meaning.
+    """
+    pair = (one.backend, other.backend)
+    states = _state_names(max(len(one.hidden_states), len(other.hidden_states)))
+    for name, mine, theirs in itertools.zip_longest(states, one.hidden_states, other.hidden_states):
+        yield Comparison(name, "state", pair, difference(_at(mine, mask), _at(theirs, mask)))
+    if one.logits is not None or other.logits is not None:
+        yield Comparison(
+            "logits", "logits", pair, difference(_at(one.logits, mask), _at(other.logits, mask))
+        )
+    yield Comparison("loss", "loss", pair, difference(np.array(one.loss), np.array(other.loss)))
+    yield from _compare_gradients(one, other, pair)
+
+
+def _state_names(count: int) -> list[str]:
+    layers = [f"layer {index}" for index in range(count - 2)]
+    return ["embeddings", *layers, f"layer {count - 2}, normed"][-count:]
+
+
+def _at(values: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
+    if values is None or values.shape[:2] != mask.shape:
+        return values  # left for the comparison to report
+    return values[mask]
+
+
+def difference(
+    one: np.ndarray | None, other: np.ndarray | None, scale: float | None = None
+) -> float:
+    """Return the largest difference relative to the largest value, NaN where it has none.
+
+    Args:
+        one: An array; ``None`` where it is missing.
+        other: Another one.
+        scale: What to be relative to; by default the largest value of the two.
+    """
+    if one is None or other is None or one.shape != other.shape:
+        return math.nan
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return math.nan
+    if not one.size:
+        return 0.0
+    if scale is None:
+        scale = largest(one, other)
+    distance = float(np.max(np.abs(one.astype(np.float64) - other.astype(np.float64))))
+    return distance / scale if scale else distance
+
+
+def largest(*arrays: np.ndarray) -> float:
+    """Return the largest absolute value."""
+    return max(float(np.max(np.abs(array), initial=0.0)) for array in arrays)
+
+
+def _compare_gradients(
+    one: Observation, other: Observation, pair: tuple[str, str]
+) -> Iterator[Comparison]:
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys([*one.gradients, *other.gradients]):
+        groups.setdefault(_group(name), []).append(name)
+    for group, names in groups.items():
+        # Relative to the layer: a bias before a softmax has a gradient of rounding errors only.
+        known = [o.gradients[n] for o in (one, other) for n in names if n in o.gradients]
+        scale = largest(*known)
+        differences = {
+            name: difference(one.gradients.get(name), other.gradients.get(name), scale)
+            for name in names
+        }
+        worst = max(differences, key=lambda n: (math.isnan(differences[n]), differences[n]))
+        yield Comparison(f"gradients, {group}", "gradient", pair, differences[worst], worst)
+
+
+def _group(name: str) -> str:
+    """The layer that a parameter is in, told by the first number in its name."""
+    number = re.search(r"\.(\d+)\.", name)
+    return f"layer {number[1]}" if number else "other"
