@@ -34,7 +34,13 @@ class ModelOutput(OrderedDict):
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in type(self).fields:
             raise AttributeError(f"{type(self).__name__} has no field '{name}'")
+        if value is None:
+            self.pop(name, None)
+            return
         self[name] = value
+        for later in self.fields[self.fields.index(name) + 1 :]:
+            if later in self:
+                self.move_to_end(later)
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):

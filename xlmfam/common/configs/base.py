@@ -239,7 +239,9 @@ class PretrainedConfig:
             merged.pop("label2id", None)
         try:
             return cls(**merged)
-        except (TypeError, AttributeError) as error:
+        except ConfigError:
+            raise
+        except (TypeError, AttributeError, ValueError) as error:
             raise ConfigError(f"not a valid {cls.__name__}: {error}") from error
 
     @classmethod

@@ -230,7 +230,8 @@ class GenerationConfig:
         """Build from the generation options that older files keep in ``config.json``."""
         data = config.to_dict()
         names = [*DEFAULTS, *REFUSED]
-        return cls(**{name: data[name] for name in names if data.get(name) is not None})
+        said = {name: data[name] for name in names if data.get(name) is not None}
+        return cls(**{name: value for name, value in said.items() if value != REFUSED.get(name)})
 
     def update(self, **kwargs: Any) -> GenerationConfig:
         """Return a copy with some options replaced.
