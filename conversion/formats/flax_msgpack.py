@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from xlmfam.conversion.formats.msgpack_scan import CHUNKED, EXT_ARRAY, Leaf, scan
 
 from xlmfam.common.checkpoints.raw import (
     ReadTensor,
@@ -31,6 +30,7 @@ from xlmfam.common.checkpoints.source import (
     unknown_name,
 )
 from xlmfam.common.errors import CheckpointError
+from xlmfam.conversion.formats.msgpack_scan import CHUNKED, EXT_ARRAY, Leaf, scan
 
 # What flax.serialization takes as the largest single leaf; readers accept any size.
 _MAX_LEAF_BYTES = 2**30
