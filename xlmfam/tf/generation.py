@@ -1,0 +1,5 @@
+"""Generation."""
+
+
+class GenerationMixin:
+    """Gives ``generate`` to a causal model."""

@@ -1,0 +1,236 @@
+"""Small pieces that several families share: layers, activations, positions, losses.
+
+The layers hold no shapes: the model creates their variables from the parameter table.
+
+Shapes: B batch, S sequence, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from xlmfam.common.positions import halves_frequencies
+from xlmfam.tf.attention import Tensor, sizes
+
+IGNORED = -100  # the label that does not count
+
+
+class TableLayer(keras.layers.Layer):
+    """A layer whose variables the model creates, from the table."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._allow_non_tensor_positional_args = True
+        self.built = True
+
+
+class Linear(TableLayer):
+    """Multiplies by ``kernel`` (in, out) and adds ``bias`` (out,) where there is one."""
+
+    kernel: Any = None
+    bias: Any = None
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """Return (..., out) for (..., in)."""
+        *rows, _ = sizes(inputs)
+        kernel = tf.convert_to_tensor(self.kernel)
+        # As one matrix product: with more dimensions the kernel would be broadcast.
+        result = tf.matmul(tf.reshape(inputs, [-1, kernel.shape[0]]), kernel)
+        if self.bias is not None:
+            result = tf.nn.bias_add(result, tf.convert_to_tensor(self.bias))
+        return tf.reshape(result, [*rows, kernel.shape[1]])
+
+
+class LayerNorm(TableLayer):
+    """Layer normalisation (Ba et al. 2016) with statistics in float32.
+
+    Args:
+        epsilon: Added to the variance.
+        **kwargs: Of the layer.
+    """
+
+    gamma: Any = None
+    beta: Any = None
+
+    def __init__(self, epsilon: float = 1e-5, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """Return the normalised (..., D)."""
+        wide = tf.cast(inputs, tf.float32)
+        centred = wide - tf.reduce_mean(wide, -1, keepdims=True)
+        variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
+        result = centred * tf.math.rsqrt(variance + self.epsilon)
+        result = result * tf.cast(self.gamma, tf.float32) + tf.cast(self.beta, tf.float32)
+        return tf.cast(result, inputs.dtype)
+
+
+class Embedding(TableLayer):
+    """Rows of ``embeddings`` (V, D)."""
+
+    embeddings: Any = None
+
+    def call(self, token_ids: Tensor) -> Tensor:
+        """Return (B, S, D) for (B, S) ids; only what is looked up is cast."""
+        return tf.cast(tf.gather(self.embeddings, token_ids), self.compute_dtype)
+
+    def attend(self, hidden: Tensor) -> Tensor:
+        """Return logits (..., V) for hidden states (..., D)."""
+        *rows, width = sizes(hidden)
+        table = tf.cast(self.embeddings, hidden.dtype)
+        logits = tf.matmul(tf.reshape(hidden, [-1, width]), table, transpose_b=True)
+        return tf.reshape(logits, [*rows, table.shape[0]])
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return tf.nn.gelu(x, approximate=True)
+
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": tf.nn.gelu,
+    "gelu_10": lambda x: tf.clip_by_value(tf.nn.gelu(x), -10, 10),
+    "gelu_accurate": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_new": _gelu_tanh,
+    "gelu_python": tf.nn.gelu,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "leaky_relu": lambda x: tf.nn.leaky_relu(x, 0.01),
+    "linear": lambda x: x,
+    "mish": lambda x: x * tf.tanh(tf.math.softplus(x)),
+    "quick_gelu": lambda x: x * tf.sigmoid(1.702 * x),
+    "relu": tf.nn.relu,
+    "relu2": lambda x: tf.square(tf.nn.relu(x)),
+    "relu6": tf.nn.relu6,
+    "sigmoid": tf.sigmoid,
+    "silu": tf.nn.silu,
+    "swish": tf.nn.silu,
+    "tanh": tf.tanh,
+}
+
+
+class Dropper:
+    """Dropouts of one place in the model, from one seed: the same whenever they are computed.
+
+    Recomputing a layer for its gradient therefore drops the same values again.
+
+    Args:
+        seed: (2,) integers, or ``None`` outside of training.
+    """
+
+    def __init__(self, seed: Tensor | None):
+        self.seed = seed
+        self.used = 0
+
+    def next_seed(self) -> Tensor:
+        """Return (2,) integers of their own for the next use."""
+        self.used += 1
+        return tf.random.experimental.stateless_fold_in(self.seed, self.used)
+
+    def inner(self) -> Dropper:
+        """Return a dropper for a layer inside."""
+        return Dropper(None if self.seed is None else self.next_seed())
+
+    def drop(self, values: Tensor, rate: float) -> Tensor:
+        """Zero a fraction ``rate`` of the values in training and scale up the others."""
+        if self.seed is None or not rate:
+            return values
+        return tf.nn.experimental.stateless_dropout(values, rate, self.next_seed())
+
+    def skip(self, before: Tensor, after: Tensor, rate: float) -> Tensor:
+        """LayerDrop (Fan et al. 2019): in training take ``before`` with probability ``rate``."""
+        if self.seed is None or not rate:
+            return after
+        drawn = tf.random.stateless_uniform([], self.next_seed())
+        return tf.where(drawn < rate, before, after)
+
+
+def sinusoidal_positions(
+    position_ids: Tensor, width: int, offset: int, padding_idx: int | None, dtype: Any
+) -> Tensor:
+    """Return sine half, then cosine half, of any position; nothing is stored or learned.
+
+    Args:
+        position_ids: (B, S).
+        width: D.
+        offset: Added to every position.
+        padding_idx: The position (offset included) whose vector is zero.
+        dtype: Of the result; computed in float32.
+
+    Returns:
+        (B, S, D).
+    """
+    rows = position_ids + tf.cast(offset, position_ids.dtype)
+    angles = tf.cast(rows, tf.float32)[..., None] * tf.constant(halves_frequencies(width))
+    vectors = tf.concat([tf.sin(angles), tf.cos(angles)], -1)
+    if width % 2:
+        vectors = tf.pad(vectors, [[0, 0], [0, 0], [0, 1]])
+    if padding_idx is not None:
+        vectors = tf.where((rows == padding_idx)[..., None], 0.0, vectors)
+    return tf.cast(vectors, dtype)
+
+
+def text_positions(attention_mask: Tensor | None, start: Tensor, length: Tensor) -> Tensor:
+    """Return positions that count from each row's first token.
+
+    Leading padding is subtracted, so a left-padded row has the positions it has alone, and a
+    right-padded row keeps its own.
+
+    Args:
+        attention_mask: (B, start + length) or ``None``.
+        start: Number of tokens before.
+        length: S.
+
+    Returns:
+        (B or 1, S).
+    """
+    positions = (start + tf.range(length))[None]
+    if attention_mask is None:
+        return positions
+    leading = tf.argmax(tf.cast(attention_mask, tf.int32), -1, output_type=tf.int32)
+    return tf.maximum(positions - leading[:, None], 0)
+
+
+def shifted(labels: Tensor) -> Tensor:
+    """Return (B, S): what each position has to predict, ``IGNORED`` at the last."""
+    return tf.pad(labels[:, 1:], [[0, 0], [0, 1]], constant_values=IGNORED)
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the (B, S) cross entropies in float32; those of ignored targets mean nothing."""
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(
+        tf.maximum(targets, 0), tf.cast(logits, tf.float32)
+    )
+
+
+def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of predicting each next label, (n,) for the n that count.
+
+    Args:
+        logits: (B, S, V).
+        labels: (B, S).
+    """
+    targets = shifted(labels)
+    return tf.boolean_mask(token_losses(logits, targets), targets != IGNORED)
+
+
+def mean_causal_lm_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the mean of ``causal_lm_loss`` with static shapes throughout, as XLA needs.
+
+    Args:
+        logits: (B, S, V).
+        labels: (B, S).
+        weights: (B,) or (B, S) factors of the labels' losses.
+    """
+    targets = shifted(labels)
+    counts = tf.cast(targets != IGNORED, tf.float32)
+    losses = token_losses(logits, targets) * counts
+    if weights is not None:
+        weights = tf.cast(weights, tf.float32)
+        weights = weights[:, None] if len(weights.shape) == 1 else tf.roll(weights, -1, 1)
+        losses = losses * weights
+    return tf.math.divide_no_nan(tf.reduce_sum(losses), tf.reduce_sum(counts))

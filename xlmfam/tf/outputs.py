@@ -1,0 +1,34 @@
+"""Makes the outputs structures of Keras's trees (``tf.nest`` knows them as mappings already)."""
+
+from __future__ import annotations
+
+import optree
+
+from xlmfam.common.outputs import (
+    OUTPUTS,
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+    GenerateOutput,
+    ModelOutput,
+)
+
+__all__ = [
+    "BaseModelOutputWithPastAndCrossAttentions",
+    "CausalLMOutputWithCrossAttentions",
+    "GenerateOutput",
+    "ModelOutput",
+]
+
+
+def _register(output: type[ModelOutput]) -> None:
+    def flatten(value):
+        return list(value.values()), tuple(value.keys()), tuple(value.keys())
+
+    def unflatten(names, values):
+        return output(zip(names, values, strict=True))
+
+    optree.register_pytree_node(output, flatten, unflatten, namespace="keras")
+
+
+for _output in OUTPUTS:
+    _register(_output)

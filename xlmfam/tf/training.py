@@ -1,0 +1,139 @@
+"""How a model behaves in Keras's ``fit``, ``evaluate`` and ``predict``."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from xlmfam.common.errors import XlmfamError
+from xlmfam.common.outputs import ModelOutput
+from xlmfam.tf.attention import Tensor
+
+LABELS = "labels"
+
+
+class TrainingMixin:
+    """Joins the documented call to Keras's trainer; stands before ``keras.Model``.
+
+    ``compile()`` without a loss trains on the model's own: labels come in the dict of inputs or
+    as ``y``. ``compile(loss=...)`` and metrics get the logits and ``y``.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; the first argument may be a dict or a list of the arguments."""
+        return super().__call__(**self._arguments(args, kwargs))  # type: ignore[misc]
+
+    def _arguments(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return all arguments by name.
+
+        Raises:
+            XlmfamError: For names that the call does not have, and for one given twice.
+        """
+        known = list(inspect.signature(self.call).parameters)  # type: ignore[attr-defined]
+        first, *rest = args or (None,)
+        if "inputs" in kwargs and "inputs" not in known:
+            first = kwargs.pop("inputs")
+        named: dict[str, Any] = {}
+        if hasattr(first, "keys"):
+            named = dict(first)
+        elif isinstance(first, list | tuple):
+            named = dict(zip(known, first, strict=False))
+        elif first is not None:
+            named = {known[0]: first}
+        named.update(zip(known[1:], rest, strict=False))
+        twice = [name for name in kwargs if named.get(name) is not None]
+        if twice:
+            raise XlmfamError(f"{', '.join(twice)} came twice")
+        named.update(kwargs)
+        unknown = [name for name in named if name not in known]
+        if unknown or len(args) > len(known):
+            raise XlmfamError(
+                f"{type(self).__name__} takes no {', '.join(unknown) or 'more arguments'}; "
+                f"it takes {', '.join(known)}"
+            )
+        return named
+
+    def own_loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the mean loss, with static shapes; models with a head override this."""
+        raise XlmfamError(f"{type(self).__name__} has no loss: give compile(loss=...)")
+
+    @property
+    def uses_own_loss(self) -> bool:
+        """Whether the model was compiled without a loss."""
+        return self._compile_loss is None  # type: ignore[attr-defined]
+
+    def train_step(self, data: Any) -> Any:
+        """Take one training step."""
+        return super().train_step(self._without_labels(data))  # type: ignore[misc]
+
+    def test_step(self, data: Any) -> Any:
+        """Evaluate one batch."""
+        return super().test_step(self._without_labels(data))  # type: ignore[misc]
+
+    def predict_step(self, data: Any) -> Any:
+        """Return the output for one batch, without labels and caches."""
+        x, *_ = self._without_labels(data)
+        return self(x, training=False)
+
+    def _without_labels(self, data: Any) -> tuple[Any, Any, Any]:
+        """Move labels out of the inputs, which makes shapes static, and ask for no cache."""
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        x = self._arguments((x,), {})
+        labels = x.pop(LABELS, None)
+        x["use_cache"] = False
+        if isinstance(y, dict):
+            y = y.get(LABELS, next(iter(y.values())) if len(y) == 1 else y)
+        return x, labels if y is None else y, weights
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Return the loss of a batch: the model's own, or that of ``compile``."""
+        logits = main_output(y_pred)
+        if not self.uses_own_loss:
+            return super().compute_loss(x, y, logits, sample_weight, training)  # type: ignore[misc]
+        if y is None:
+            raise XlmfamError("give labels, in the inputs or as y: the loss needs them")
+        loss = self.own_loss(logits, y, sample_weight)
+        for more in self.losses:  # type: ignore[attr-defined]
+            loss = loss + tf.cast(more, loss.dtype)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return loss if replicas == 1 else loss / replicas
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Update the metrics of ``compile`` with logits and labels."""
+        return super().compute_metrics(x, y, main_output(y_pred), sample_weight)  # type: ignore[misc]
+
+    def export(self, filepath: str, format: str = "tf_saved_model", **kwargs: Any) -> None:
+        """Write a SavedModel (or another format of Keras's) that serves the model.
+
+        Args:
+            filepath: Where.
+            format: As in ``keras.Model.export``.
+            **kwargs: As there; ``input_signature`` is by default a dict of ``input_ids`` and
+                ``attention_mask``, of any batch and length.
+        """
+        if format == "tf_saved_model" and "input_signature" not in kwargs:
+            self._export_serving(str(filepath))
+            return
+        super().export(filepath, format=format, **kwargs)  # type: ignore[misc]
+
+    def _export_serving(self, filepath: str) -> None:
+        spec = tf.TensorSpec((None, None), tf.int32)
+
+        def serve(inputs):
+            output = self(inputs, training=False, use_cache=False, return_dict=True)
+            return {name: output[name] for name in output if tf.is_tensor(output[name])}
+
+        archive = keras.export.ExportArchive()
+        archive.track(self)
+        archive.add_endpoint("serve", serve, [{"input_ids": spec, "attention_mask": spec}])
+        archive.write_out(filepath, verbose=False)
+
+
+def main_output(y_pred: Any) -> Any:
+    """Return the logits of an output, or its first field."""
+    if isinstance(y_pred, ModelOutput):
+        return y_pred.get("logits", y_pred[0])
+    return y_pred[0] if isinstance(y_pred, tuple | list) else y_pred
