@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from xlmfam.common.tokenizers import AddedToken, XGLMTokenizer, XGLMTokenizerFast
+from xlmfam.common.tokenizers.added_tokens import AddedVocabulary
 from xlmfam.common.tokenizers.sentencepiece_model import CharsMap, SentencePieceModel
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "tokenizers"
@@ -371,6 +372,28 @@ def test_single_word(tokenizer):
     number = tokenizer.convert_tokens_to_ids("mill")
     assert number == 1311
     assert tokenizer("old mill, miller sawmill")["input_ids"].count(number) == 1
+
+
+def test_added_tokens_in_text():
+    vocabulary = AddedVocabulary()
+    vocabulary.put(0, AddedToken("<a>", lstrip=True))
+    vocabulary.put(1, AddedToken("<b>", rstrip=True))
+    vocabulary.put(2, AddedToken("<b>c"))
+    vocabulary.put(3, AddedToken("word", single_word=True))
+    found = [*vocabulary.split("x <a> y <b> z<b>c word words")]
+    assert found == [
+        ("x", False),
+        ("<a>", True),
+        (" y ", False),
+        ("<b>", True),
+        ("z", False),
+        ("<b>c", True),
+        (" ", False),
+        ("word", True),
+        (" words", False),
+    ]
+    assert [*vocabulary.split("")] == []
+    assert [*AddedVocabulary().split("x")] == [("x", False)]
 
 
 def test_positions():

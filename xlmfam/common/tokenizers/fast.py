@@ -54,7 +54,9 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         **kwargs: Any,
     ):
         decoder = kwargs.pop("added_tokens_decoder", None) or {}
-        if tokenizer_object is not None:
+        if "_tokenizer" in self.__dict__:
+            pass  # a subclass has built its own
+        elif tokenizer_object is not None:
             # A copy: calls set truncation and padding on it.
             self._tokenizer = Tokenizer.from_str(tokenizer_object.to_str())
         elif tokenizer_file is not None:

@@ -11,7 +11,7 @@ from xlmfam.common.errors import XlmfamError
 from .tensors import TensorType, as_lists, tensor_type_of
 
 
-class PaddingStrategy(str, enum.Enum):
+class PaddingStrategy(enum.StrEnum):
     """What ``padding`` may be; ``True`` means ``longest``, ``False`` the last."""
 
     LONGEST = "longest"

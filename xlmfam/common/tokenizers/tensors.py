@@ -12,7 +12,7 @@ import numpy as np
 from xlmfam.common.errors import MissingPackageError, XlmfamError
 
 
-class TensorType(str, enum.Enum):
+class TensorType(enum.StrEnum):
     """What ``return_tensors`` may be."""
 
     PYTORCH = "pt"

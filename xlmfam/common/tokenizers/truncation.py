@@ -10,7 +10,7 @@ from xlmfam.common.logging import get_logger
 logger = get_logger(__name__)
 
 
-class TruncationStrategy(str, enum.Enum):
+class TruncationStrategy(enum.StrEnum):
     """What ``truncation`` may be; ``True`` means ``longest_first``, ``False`` the last."""
 
     ONLY_FIRST = "only_first"

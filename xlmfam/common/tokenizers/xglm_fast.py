@@ -90,19 +90,21 @@ class XGLMTokenizerFast(XGLMSpecialTokens, PreTrainedTokenizerFast):
         newline_to_eos: bool = False,
         **kwargs: Any,
     ):
-        backend = kwargs.pop("tokenizer_object", None)
-        if backend is None and tokenizer_file is not None:
+        given: Tokenizer | None = kwargs.pop("tokenizer_object", None)
+        if given is not None:
+            backend = Tokenizer.from_str(given.to_str())
+        elif tokenizer_file is not None:
             backend = read_tokenizer_file(tokenizer_file)
-        elif backend is None and vocab_file is not None:
+        elif vocab_file is not None:
             backend = build_backend(vocab_file)
-        elif backend is None:
+        else:
             raise XlmfamError("vocab_file or tokenizer_file is needed; both are None")
         repair_trailing_space(backend)
+        self._tokenizer = backend
         self.vocab_file = None if vocab_file is None else str(vocab_file)
         self.newline_to_eos = newline_to_eos
         kwargs[ADDITIONAL] = with_made_up_words(kwargs.get(ADDITIONAL))
         super().__init__(
-            tokenizer_object=backend,
             bos_token=bos_token,
             eos_token=eos_token,
             sep_token=sep_token,
