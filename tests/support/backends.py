@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -94,7 +94,10 @@ class Backend:
     def generate(self, model, inputs, **options):
         """Return the ids, or with ``return_dict_in_generate`` a dict of arrays."""
         inputs = {name: self.tensor(np.asarray(value)) for name, value in inputs.items()}
-        return self.numpy(model.generate(**inputs, **options))
+        output = model.generate(**inputs, **options)
+        if options.get("return_dict_in_generate"):
+            return self.numpy(output)
+        return self.array(getattr(output, "sequences", output))
 
     def tensor(self, value):
         """Return the backend's own value of an array."""
@@ -114,7 +117,7 @@ class Backend:
         Args:
             model: The model; it changes.
             inputs: Arrays, labels among them.
-            optimiser: ``sgd`` or ``adamw``; without weight decay on nothing.
+            optimiser: ``sgd`` or ``adamw``; weight decay applies to everything.
             options: Spelled as torch does; ``SGD`` and ``ADAMW`` by default.
         """
         raise NotImplementedError
@@ -161,8 +164,86 @@ class TensorFlow(Backend):
 
     name = "tf"
 
+    def __init__(self):
+        super().__init__()
+        self.tf = importlib.import_module("tensorflow")
+        self.keras = importlib.import_module("keras")
+
+    def tensor(self, value):
+        return self.tf.convert_to_tensor(value) if isinstance(value, np.ndarray) else value
+
+    def array(self, value):
+        return value.numpy() if hasattr(value, "numpy") else value
+
+    def call(self, model, inputs, **flags):
+        output = super().call(model, inputs, **flags)
+        if output.get("loss") is not None:  # one per label here; its mean is the others' loss
+            output["loss"] = output["loss"].mean()
+        return output
+
+    def _gradients(self, model, inputs, **flags):
+        with self.tf.GradientTape() as tape:
+            loss = self.tf.reduce_mean(self.raw_call(model, inputs, **flags).loss)
+        return loss, tape.gradient(loss, model.trainable_variables)
+
+    def loss_and_gradients(self, model, inputs, **flags):
+        loss, gradients = self._gradients(model, inputs, **flags)
+        return self.array(loss), model.to_canonical(gradients)
+
+    def step(self, model, inputs, optimiser, **options):
+        optimizers = self.keras.optimizers
+        if optimiser == "sgd":
+            rule = optimizers.SGD((options or SGD)["lr"])
+        else:
+            options = options or ADAMW
+            beta_1, beta_2 = options["betas"]
+            rule = optimizers.AdamW(
+                options["lr"],
+                beta_1=beta_1,
+                beta_2=beta_2,
+                # Keras adds epsilon before it corrects the bias of the first step.
+                epsilon=options["eps"] * (1 - beta_2) ** 0.5,
+                weight_decay=options["weight_decay"],
+            )
+        _, gradients = self._gradients(model, inputs)
+        rule.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return self.parameters(model)
+
 
 class Flax(Backend):
     """xlmfam.flax."""
 
     name = "flax"
+
+    def __init__(self):
+        super().__init__()
+        self.jax = importlib.import_module("jax")
+        self.optax = importlib.import_module("optax")
+
+    def tensor(self, value):
+        return self.jax.numpy.asarray(value) if isinstance(value, np.ndarray) else value
+
+    def array(self, value):
+        return np.asarray(value) if isinstance(value, self.jax.Array) else value
+
+    def _gradients(self, model, inputs, **flags):
+        def loss_of(params):
+            return self.raw_call(model, inputs, params=params, **flags).loss
+
+        return self.jax.jit(self.jax.value_and_grad(loss_of))(model.params)
+
+    def loss_and_gradients(self, model, inputs, **flags):
+        loss, gradients = self._gradients(model, inputs, **flags)
+        return self.array(loss), model.to_canonical(gradients)
+
+    def step(self, model, inputs, optimiser, **options):
+        if optimiser == "sgd":
+            rule = self.optax.sgd((options or SGD)["lr"])
+        else:
+            options = options or ADAMW
+            (b1, b2), lr, eps = options["betas"], options["lr"], options["eps"]
+            rule = self.optax.adamw(lr, b1, b2, eps, weight_decay=options["weight_decay"])
+        _, gradients = self._gradients(model, inputs)
+        updates, _ = rule.update(gradients, rule.init(model.params), model.params)
+        model.params = self.optax.apply_updates(model.params, updates)
+        return self.parameters(model)
