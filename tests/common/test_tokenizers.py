@@ -300,6 +300,14 @@ def test_newline_to_eos(tmp_path):
     assert [span for number, span in spans if number == 2] == [(0, 0), (3, 4), (10, 11)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_newlines_beside_tokens_that_take_space(kind):
+    tokenizer = CLASSES[kind](MODEL, newline_to_eos=True)
+    tokenizer.add_special_tokens({"mask_token": AddedToken("<mask>", lstrip=True, rstrip=True)})
+    number = tokenizer.mask_token_id
+    assert tokenizer("the\n <mask> \nthe")["input_ids"] == [2, 48, 2, number, 2, 48]
+
+
 def test_lookalikes_of_special_tokens_stay_text():
     """Full-width brackets normalise to "<": text must not become ``</s>`` by that."""
     for kind in KINDS:
@@ -371,7 +379,7 @@ def test_single_word(tokenizer):
     tokenizer.add_tokens([AddedToken("mill", single_word=True, normalized=False)])
     number = tokenizer.convert_tokens_to_ids("mill")
     assert number == 1311
-    assert tokenizer("old mill, miller sawmill")["input_ids"].count(number) == 1
+    assert tokenizer("old mill, miller sawmill mill\u0301")["input_ids"].count(number) == 1
 
 
 def test_added_tokens_in_text():

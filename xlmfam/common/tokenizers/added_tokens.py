@@ -3,10 +3,42 @@
 from __future__ import annotations
 
 import re
+import sys
+import unicodedata
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from tokenizers import AddedToken
+
+# Letters to Unicode though their category says symbol: enclosed Latin ones.
+_ENCLOSED = "\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189"
+
+
+@cache
+def _word_character() -> str:
+    r"""Return a character class of what words are made of, as the ``tokenizers`` library has it.
+
+    Python's ``\w`` lacks the marks, which are inside the words of many scripts, and has fractions
+    and circled numbers.
+    """
+    ranges: list[list[int]] = []
+    for code in range(sys.maxunicode + 1):
+        category = unicodedata.category(chr(code))
+        if category[0] in "LM" or category in ("Nd", "Nl", "Pc"):
+            if ranges and ranges[-1][1] == code - 1:
+                ranges[-1][1] = code
+            else:
+                ranges.append([code, code])
+    spans = "".join(f"{re.escape(chr(start))}-{re.escape(chr(end))}" for start, end in ranges)
+    return f"[{spans}{_ENCLOSED}\u200c\u200d]"
+
+
+def _branch(token: AddedToken) -> str:
+    content = re.escape(token.content)
+    if not token.single_word:
+        return content
+    return f"(?<!{_word_character()}){content}(?!{_word_character()})"
 
 
 class AddedVocabulary:
@@ -34,11 +66,7 @@ class AddedVocabulary:
         if self._pattern is None:
             # Longest first: an alternation takes the first branch that fits.
             tokens = sorted(self.by_id.values(), key=lambda token: -len(token.content))
-            branches = [
-                rf"(?<!\w){re.escape(t.content)}(?!\w)" if t.single_word else re.escape(t.content)
-                for t in tokens
-                if t.content
-            ]
+            branches = [_branch(token) for token in tokens if token.content]
             self._pattern = re.compile("|".join(branches) if branches else r"(?!)")
         return self._pattern
 

@@ -189,8 +189,9 @@ def with_newline_token(tokenizer: Tokenizer, token: str, exact: bool) -> Tokeniz
     """
     content = json.loads(tokenizer.to_str())
     for added in content["added_tokens"]:
-        if added["content"] == token:
-            # Looked for after normalisation, which is where newlines become the token.
+        if added["content"] == token or added["lstrip"] or added["rstrip"]:
+            # Looked for after normalisation, which is where newlines become the token; tokens
+            # that take the space beside them would take newlines before that.
             added["normalized"] = True
     copied: Tokenizer | None = Tokenizer.from_str(json.dumps(content))
     if exact and copied is not None:

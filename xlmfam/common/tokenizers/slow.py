@@ -106,6 +106,10 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         """Add tokens to the vocabulary.
 
+        They are looked for in the text as it came. A fast tokenizer looks for those with
+        ``normalized=True`` in the normalised text instead, so that full-width letters match, and
+        words end elsewhere (``single_word``).
+
         Args:
             new_tokens: A token or a list of them; an ``AddedToken`` says how it is matched.
             special_tokens: They are special: never split, and skipped in decoding when asked.
