@@ -1,5 +1,406 @@
-"""Generation."""
+"""Generation: greedy search, sampling and beam search, each one compiled loop.
+
+The prompts are padded on the left to a bucket and the cache has room for a bucket of new tokens,
+so that calls of similar lengths share a graph. Lengths are tensors in it.
+
+Shapes: B batch, N beams or samples per prompt, R = B * N rows, C columns of the buffer,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from xlmfam.common.checks import check_shape
+from xlmfam.common.errors import XlmfamError
+from xlmfam.common.generation import GenerationConfig, GenerationPlan, plan_generation
+from xlmfam.tf.attention import Tensor
+from xlmfam.tf.beams import Beams, Single
+from xlmfam.tf.cache import KeyValueCache, cache_from_past, repeat
+from xlmfam.tf.outputs import GenerateOutput
+from xlmfam.tf.processors import Bounds, process, warp
+
+LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
+StoppingCriterion = Callable[[Tensor, Any], Any]
+# What ``generate`` hands on to the model at every step.
+MODEL_ARGUMENTS = (
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "head_mask",
+    "cross_attn_head_mask",
+)
+PER_ROW_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask")
+SMALL_BUCKETS = (16, 32)
+BUCKET = 64
+
+
+def bucket(length: int) -> int:
+    """Return the size that ``length`` is padded to."""
+    for size in SMALL_BUCKETS:
+        if length <= size:
+            return size
+    return -(-length // BUCKET) * BUCKET
+
+
+class State(NamedTuple):
+    """What a loop carries from step to step."""
+
+    search: Single | Beams
+    cache: KeyValueCache | tuple[()]
+    history: Tensor  # (steps, R, V) processed scores, or empty
+
+
+class Prompt(NamedTuple):
+    """What stays the same during a loop."""
+
+    mask: Tensor  # (R, C)
+    extra: dict[str, Tensor]
+    bounds: Bounds
+    seed: Tensor  # (2,)
+
+
+class Generator:
+    """The compiled loop for one set of options.
+
+    Args:
+        model: The model.
+        plan: The options; its lengths are not looked at.
+        room: Columns for new tokens.
+        processors: More functions of ids and scores.
+        jit_compile: Compile with XLA.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        plan: GenerationPlan,
+        room: int,
+        processors: tuple[LogitsProcessor, ...],
+        jit_compile: bool,
+    ):
+        self.model = model
+        self.plan = plan
+        self.room = room
+        self.processors = processors
+        self.times = plan.num_beams if plan.num_beams > 1 else plan.num_return_sequences
+        self.begin = tf.function(self._begin, autograph=False, jit_compile=jit_compile)
+        self.proceed = tf.function(self._proceed, autograph=False, jit_compile=jit_compile)
+
+    @property
+    def traces(self) -> int:
+        """How often a graph was made."""
+        return sum(f.experimental_get_tracing_count() for f in (self.begin, self.proceed))
+
+    def _begin(self, ids: Tensor, prompt: Prompt, until: Tensor) -> tuple[State, Prompt]:
+        """Run the prompts (B, P) once per batch row, then repeat rows and go on to ``until``."""
+        plan, times = self.plan, self.times
+        logits, past = self._prefill(ids, prompt)
+        extra = {
+            name: repeat(value, times) if name in PER_ROW_ARGUMENTS else value
+            for name, value in prompt.extra.items()
+        }
+        prompt = prompt._replace(mask=repeat(prompt.mask, times), extra=extra)
+        width = ids.shape[1] + self.room
+        cache = cache_from_past(past, width, times) if plan.use_cache else ()
+        if plan.num_beams > 1:
+            search: Single | Beams = Beams.start(plan, ids, self.room)
+        else:
+            search = Single.start(plan, repeat(ids, times), self.room)
+        logits = repeat(logits, times)
+        history = tf.zeros([self.room if plan.output_scores else 0, *logits.shape])
+        state = self._advance(State(search, cache, history), logits, prompt)
+        return self._loop(state, prompt, until), prompt
+
+    def _proceed(self, state: State, prompt: Prompt, until: Tensor) -> State:
+        return self._loop(state, prompt, until)
+
+    def _loop(self, state: State, prompt: Prompt, until: Tensor) -> State:
+        def goes_on(*state):
+            search = State(*state).search
+            return (search.length < until) & ~tf.reduce_all(search.done)
+
+        def body(*state):
+            return tuple(self._step(State(*state), prompt))
+
+        return State(*tf.while_loop(goes_on, body, tuple(state), parallel_iterations=1))
+
+    def _prefill(self, ids: Tensor, prompt: Prompt):
+        """Return the logits (B, V) after the prompts, and their keys and values."""
+        output = self.model(
+            input_ids=ids,
+            attention_mask=prompt.mask[:, : ids.shape[1]],
+            use_cache=self.plan.use_cache,
+            last_logits_only=True,
+            return_dict=True,
+            training=False,
+            **prompt.extra,
+        )
+        return tf.cast(output.logits[:, -1], tf.float32), output.past_key_values
+
+    def _step(self, state: State, prompt: Prompt) -> State:
+        """Run the model on the newest tokens and choose the next."""
+        search, cache, _ = state
+        if not self.plan.use_cache:
+            return self._advance(state, self._recompute(search, prompt), prompt)
+        if isinstance(search, Beams):
+            cache = cache.reorder(search.last_rows)
+        output = self.model(
+            input_ids=tf.gather(search.rows, [search.length - 1], axis=1),
+            attention_mask=prompt.mask,
+            past_key_values=cache,
+            last_logits_only=True,
+            return_dict=True,
+            training=False,
+            **prompt.extra,
+        )
+        logits = tf.cast(output.logits[:, -1], tf.float32)
+        return self._advance(state._replace(cache=output.past_key_values), logits, prompt)
+
+    def _recompute(self, search: Single | Beams, prompt: Prompt) -> Tensor:
+        """Return the logits (R, V) with no cache; columns not yet filled are in the future."""
+        output = self.model.model(
+            input_ids=search.rows,
+            attention_mask=prompt.mask,
+            use_cache=False,
+            training=False,
+            **prompt.extra,
+        )
+        hidden = tf.gather(output.last_hidden_state, search.length - 1, axis=1)
+        return tf.cast(self.model.project(hidden), tf.float32)
+
+    def _advance(self, state: State, logits: Tensor, prompt: Prompt) -> State:
+        """Choose the next tokens by the logits (R, V)."""
+        plan, search, bounds = self.plan, state.search, prompt.bounds
+        scores = tf.nn.log_softmax(logits) if plan.num_beams > 1 else logits
+        scores = process(plan, search.rows, scores, search.length, bounds)
+        for processor in self.processors:
+            scores = processor(search.rows[:, bounds.first : search.length], scores)
+        if plan.do_sample:
+            scores = warp(plan, scores)
+        history = state.history
+        if plan.output_scores:
+            step = tf.reshape(search.length - bounds.prompt, [1, 1])
+            history = tf.tensor_scatter_nd_update(history, step, scores[None])
+        search = search.step(plan, scores, bounds, prompt.seed)
+        return state._replace(search=search, history=history)
 
 
 class GenerationMixin:
-    """Gives ``generate`` to a causal model."""
+    """Gives ``generate`` to a causal model that has ``model``, ``project`` and a cache."""
+
+    config: Any
+    generation_config: GenerationConfig
+
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        inputs: Tensor | None = None,
+        tokenizer: Any = None,
+        logits_processor: Sequence[LogitsProcessor] = (),
+        stopping_criteria: Sequence[StoppingCriterion] = (),
+        jit_compile: bool | None = None,
+        **kwargs: Any,
+    ) -> Tensor | GenerateOutput:
+        """Continue prompts.
+
+        Args:
+            input_ids: (B, C) prompts, padded on the left; ``bos_token_id`` alone by default.
+            attention_mask: (B, C); by default ``pad_token_id`` marks padding.
+            generation_config: Options; by default those of the checkpoint.
+            inputs: Another name of ``input_ids``.
+            tokenizer: Decodes for ``stop_strings``.
+            logits_processor: Functions of ids (R, C) and scores (R, V) that return scores; they
+                become part of the graph. Not with ``jit_compile``.
+            stopping_criteria: Functions of ids (R, C) and scores (``None`` unless
+                ``output_scores``) that say whether to stop, for all rows or (R,) row by row.
+            jit_compile: Compile with XLA. By default not: on CPUs XLA's products of one row use
+                one core.
+            **kwargs: Options by name (see ``GenerationConfig``) and the encoder's states for a
+                model with cross-attention.
+
+        Returns:
+            (B * num_return_sequences, length) ids with the prompts, or a ``GenerateOutput``.
+
+        Raises:
+            ConfigError: For options that cannot be.
+            XlmfamError: For inputs that cannot be.
+        """
+        extra = {
+            name: tf.convert_to_tensor(kwargs.pop(name))
+            for name in MODEL_ARGUMENTS
+            if kwargs.get(name) is not None
+        }
+        kwargs = {name: value for name, value in kwargs.items() if name not in MODEL_ARGUMENTS}
+        options = (generation_config or self.generation_config).update(**kwargs)
+        ids = self._prompt(inputs if input_ids is None else input_ids, options)
+        plan = plan_generation(options, ids.shape[1], self.config.vocab_size)
+        if attention_mask is not None:
+            attention_mask = tf.convert_to_tensor(attention_mask)
+        check_shape("attention_mask", attention_mask, tuple(ids.shape))
+        mask = padding_of(ids, attention_mask, plan)
+        if logits_processor and jit_compile:
+            raise XlmfamError("logits_processor sees ids of changing length: not with jit_compile")
+        stops = list(stopping_criteria)
+        if options.stop_strings:
+            stops.append(StopStrings(options.stop_strings, tokenizer, ids.shape[1]))
+        generator = self._generator(plan, tuple(logits_processor), bool(jit_compile))
+        output = run(generator, plan, ids, mask, extra, stops, seed_tensor(options.seed))
+        return output if options.return_dict_in_generate else output.sequences
+
+    def generation_traces(self) -> int:
+        """Return how many graphs ``generate`` has made so far."""
+        return sum(generator.traces for generator in self._generators().values())
+
+    def forget_traces(self) -> None:
+        """Drop the graphs that ``generate`` has made."""
+        self.__dict__["_generation_graphs"] = Graphs()
+
+    def _generators(self) -> dict[Any, Generator]:
+        if "_generation_graphs" not in self.__dict__:
+            self.forget_traces()
+        return self.__dict__["_generation_graphs"].by_options
+
+    def _generator(
+        self, plan: GenerationPlan, processors: tuple[LogitsProcessor, ...], jit_compile: bool
+    ) -> Generator:
+        room = bucket(plan.new_tokens)
+        # Lengths are tensors: calls that differ in nothing else share a graph.
+        plan = dataclasses.replace(plan, prompt_length=0, max_length=0, min_length=0)
+        key = (plan, room, processors, jit_compile)
+        known = self._generators()
+        if key not in known:
+            known[key] = Generator(self, plan, room, processors, jit_compile)
+        return known[key]
+
+    def _prompt(self, input_ids: Any, options: GenerationConfig) -> Tensor:
+        """Return (B, C) ids, checked."""
+        if input_ids is None:
+            if options.bos_token_id is None:
+                raise XlmfamError("give input_ids: there is no bos_token_id to begin with")
+            return tf.constant([[options.bos_token_id]])
+        ids = tf.convert_to_tensor(input_ids)
+        if len(ids.shape) != 2 or 0 in ids.shape:
+            raise XlmfamError(
+                f"input_ids must be (batch, sequence), not empty; got {tuple(ids.shape)}"
+            )
+        self.check_ids("input_ids", ids)  # type: ignore[attr-defined]
+        return ids
+
+
+class Graphs:
+    """Holds generators where Keras does not look for weights."""
+
+    def __init__(self) -> None:
+        self.by_options: dict[Any, Generator] = {}
+
+
+def padding_of(ids: Tensor, attention_mask: Tensor | None, plan: GenerationPlan) -> Tensor:
+    """Return the (B, C) mask of the prompts, int32."""
+    if attention_mask is None:
+        attention_mask = tf.ones_like(ids)
+        if plan.pad_token_id not in plan.eos_token_id:
+            attention_mask = ids != plan.pad_token_id
+    mask = tf.cast(tf.cast(attention_mask, tf.bool), tf.int32)
+    if not bool(tf.reduce_all(tf.reduce_any(mask > 0, -1))):
+        raise XlmfamError("attention_mask masks a whole prompt")
+    if not bool(tf.reduce_all(mask[:, -1] > 0)):
+        raise XlmfamError(
+            "prompts of unequal length must be padded on the left: padding_side='left'"
+        )
+    return mask
+
+
+def seed_tensor(seed: int | None) -> Tensor:
+    """Return (2,) integers made from ``seed``, or drawn from TensorFlow's generator."""
+    if seed is None:
+        return tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
+    return tf.constant([seed & 0x7FFFFFFF, (seed >> 31) & 0x7FFFFFFF])
+
+
+def run(
+    generator: Generator,
+    plan: GenerationPlan,
+    ids: Tensor,
+    mask: Tensor,
+    extra: dict[str, Tensor],
+    stops: list[StoppingCriterion],
+    seed: Tensor,
+) -> GenerateOutput:
+    """Pad the prompts to their bucket, run the loop, and take the padding off again."""
+    first = bucket(ids.shape[1]) - ids.shape[1]
+    bounds = Bounds(
+        *(
+            tf.constant(first + length)
+            for length in (0, plan.prompt_length, plan.max_length, plan.min_length)
+        )
+    )
+    buffer = tf.pad(tf.cast(ids, tf.int32), [[0, 0], [first, 0]], constant_values=plan.pad_token_id)
+    mask = tf.pad(mask, [[0, 0], [first, 0]])
+    mask = tf.pad(mask, [[0, 0], [0, generator.room]], constant_values=1)
+    prompt = Prompt(mask, extra, bounds, seed)
+    until = bounds.prompt + 1 if stops else bounds.longest
+    state, prompt = generator.begin(buffer, prompt, until)
+    if stops:
+        state = run_to_stop(generator, state, prompt, stops)
+    output = state.search.results(plan, bounds)
+    output["sequences"] = tf.cast(output.sequences, ids.dtype)
+    if plan.output_scores:
+        steps = int(state.search.length - bounds.prompt)
+        output["scores"] = tuple(tf.unstack(state.history[:steps]))
+    return output
+
+
+def run_to_stop(
+    generator: Generator, state: State, prompt: Prompt, stops: list[StoppingCriterion]
+) -> State:
+    """Go on one step at a time and ask after each whether to stop."""
+    bounds = prompt.bounds
+    while True:
+        search = state.search
+        ids = search.rows[:, int(bounds.first) : int(search.length)]
+        scores = None
+        if generator.plan.output_scores:
+            scores = state.history[int(search.length - bounds.prompt) - 1]
+        stopped = [tf.cast(stop(ids, scores), tf.bool) for stop in stops]
+        if isinstance(search, Single):
+            for rows in stopped:
+                search = search._replace(finished=search.finished | rows)
+            state = state._replace(search=search)
+            over = bool(tf.reduce_all(search.finished))
+        else:
+            over = any(bool(tf.reduce_all(rows)) for rows in stopped)
+            over = over or bool(tf.reduce_all(search.done))
+        if over or search.length >= bounds.longest:
+            return state
+        state = generator.proceed(state, prompt, search.length + 1)
+
+
+class StopStrings:
+    """Stops a row once its new text contains one of some strings.
+
+    Args:
+        strings: One string or several.
+        tokenizer: Has ``decode``.
+        prompt_length: Number of tokens that are not new.
+    """
+
+    def __init__(self, strings: str | Sequence[str], tokenizer: Any, prompt_length: int):
+        if tokenizer is None:
+            raise XlmfamError("stop_strings needs tokenizer=... to see the text")
+        self.strings = (strings,) if isinstance(strings, str) else tuple(strings)
+        self.tokenizer = tokenizer
+        self.prompt_length = prompt_length
+
+    def __call__(self, ids: Tensor, scores: Any) -> Tensor:
+        """Return (R,) booleans for ids (R, C)."""
+        del scores
+        new = ids[:, self.prompt_length :].numpy().tolist()
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in new]
+        return tf.constant([any(string in text for string in self.strings) for text in texts])
