@@ -58,7 +58,7 @@ def test_updates_are_copies_and_know_their_names():
     assert (options.top_k, changed.top_k) == (50, 3)
     changed.bad_words_ids.append([5])
     assert options.bad_words_ids == [[4]]
-    with pytest.raises(ConfigError, match="no option top_kk; it has .*top_k"):
+    with pytest.raises(ConfigError, match=r"no option top_kk; it has .*top_k"):
         options.update(top_kk=3)
 
 

@@ -138,6 +138,11 @@ def package_of(path):
     return parts[1] if len(parts) > 2 else ""
 
 
+def is_dotted_name(value):
+    is_text = isinstance(value, str) and value.startswith("xlmfam.")
+    return is_text and value.replace(".", "_").isidentifier()
+
+
 def imported_by(tree):
     """Dotted names that a file imports or names in a string to import."""
     for node in ast.walk(tree):
@@ -146,9 +151,8 @@ def imported_by(tree):
         elif isinstance(node, ast.ImportFrom):
             if node.level == 0:  # a relative import stays in its package
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if node.value.startswith("xlmfam.") and node.value.replace(".", "_").isidentifier():
-                yield node.value
+        elif is_dotted_name(getattr(node, "value", None)):
+            yield node.value
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -38,13 +38,13 @@ class Head:
     Attributes:
         name: The class.
         calls: What to call it with, by name.
-        training: Name of the call whose loss is differentiated, or ``None``.
+        training: Names of calls with labels; the last one that the config has is differentiated.
         generation: Options of ``generate``, by name; empty where it has none.
     """
 
     name: str
     calls: Mapping[str, Call]
-    training: str | None = None
+    training: tuple[str, ...] = ()
     generation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -125,6 +125,9 @@ def _labelled(make):
         made = make(config, rng)
         labels = token_ids(config, rng)
         labels[rng.random(labels.shape) < 0.2] = -100
+        # What a pad predicts means nothing, so the label behind one does not count either.
+        mask = np.pad(made["attention_mask"][:, :-1], ((0, 0), (1, 0)))
+        labels[mask == 0] = -100
         return {**made, "labels": labels}
 
     return inputs
@@ -177,7 +180,7 @@ XGLM = Family(
                 "labels": Call(_labelled(padded_ids)),
                 "labels_encoder": Call(_labelled(_encoded), when=_has_encoder),
             },
-            training="labels",
+            training=("labels", "labels_encoder"),
             generation={
                 "greedy": {"max_new_tokens": 6, "do_sample": False},
                 "beam": {"max_new_tokens": 6, "num_beams": 3, "num_return_sequences": 2},
