@@ -65,8 +65,8 @@ def attend(
 
     Args:
         query: (B, H, S, K).
-        key: (B, H, T, K).
-        value: (B, H, T, K).
+        key: (B, H, T, K), or (B * H, T, K) as a cache holds it.
+        value: As ``key``.
         allowed: Booleans, broadcastable to (B, H, S, T); a row with none sees all alike.
         dropout: Probability of dropping an attention weight.
         dropout_rng: Draws what is dropped.
@@ -76,8 +76,12 @@ def attend(
     Returns:
         (B, H, S, K), and the (B, H, S, T) weights or ``None``.
     """
-    query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-    scores = jnp.einsum("bhsk,bhtk->bhst", query, key, preferred_element_type=jnp.float32)
+    batch, heads, length, width = query.shape
+    query = query * jnp.asarray(width**-0.5, query.dtype)
+    # One batch axis, see KeyValueCache.
+    query, key, value = (x.reshape(batch * heads, -1, width) for x in (query, key, value))
+    scores = jnp.einsum("nsk,ntk->nst", query, key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, heads, length, -1)
     if allowed is not None:
         scores = jnp.where(allowed, scores, masked_value(scores.dtype))
     weights = jax.nn.softmax(scores, -1).astype(query.dtype)
@@ -88,8 +92,8 @@ def attend(
         kept = jax.random.bernoulli(dropout_rng, 1.0 - dropout, weights.shape)
         # Dropping everything leaves zeros, not a division by zero.
         dropped = jnp.where(kept, weights / max(1.0 - dropout, 1e-30), 0.0).astype(weights.dtype)
-    mixed = jnp.einsum("bhst,bhtk->bhsk", dropped, value)
-    return mixed, weights if need_weights else None
+    mixed = jnp.einsum("nst,ntk->nsk", dropped.reshape(batch * heads, length, -1), value)
+    return mixed.reshape(batch, heads, length, width), weights if need_weights else None
 
 
 def split_heads(hidden: Array, heads: int) -> Array:

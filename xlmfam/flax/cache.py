@@ -16,7 +16,7 @@ from jax import Array, lax
 
 
 class LayerCache(NamedTuple):
-    """The buffers of one layer, filled up to ``start``."""
+    """The buffers of one layer, each (B * H, L, K), filled up to ``start``."""
 
     key: Array
     value: Array
@@ -24,12 +24,12 @@ class LayerCache(NamedTuple):
     cross: tuple[Array, ...]
 
     def append(self, key: Array, value: Array) -> tuple[Array, Array]:
-        """Return the buffers (B, H, L, K) with (B, H, S, K) written behind what is there."""
-        begin = (0, 0, self.start, 0)
-        return (
-            lax.dynamic_update_slice(self.key, key.astype(self.key.dtype), begin),
-            lax.dynamic_update_slice(self.value, value.astype(self.value.dtype), begin),
-        )
+        """Return the buffers with (B, H, S, K) written behind what is there."""
+        return self._write(self.key, key), self._write(self.value, value)
+
+    def _write(self, buffer: Array, new: Array) -> Array:
+        new = new.reshape(-1, *new.shape[2:]).astype(buffer.dtype)
+        return lax.dynamic_update_slice(buffer, new, (0, self.start, 0))
 
 
 @struct.dataclass
@@ -37,11 +37,12 @@ class KeyValueCache:
     """Preallocated keys and values of every layer: a pytree; each call returns the next one.
 
     Under ``jax.jit`` with the cache donated, or in a ``lax`` loop, the buffers are written in
-    place.
+    place. Batch and heads are one axis, as the matrix products see them: with two axes XLA
+    reshapes between writing and reading, and copies every buffer in every step for it.
 
     Attributes:
-        keys: One (B, H, L, K) per layer.
-        values: One (B, H, L, K) per layer.
+        keys: One (B * H, L, K) per layer.
+        values: One (B * H, L, K) per layer.
         length: Number of tokens in it, a scalar array: it changes without compiling again.
         cross: Per layer nothing, or the encoder's key and value, each (B, H, E, K).
     """
@@ -62,7 +63,7 @@ class KeyValueCache:
         dtype: Any = jnp.float32,
     ) -> KeyValueCache:
         """Return a cache with nothing in it; arguments as the shapes above."""
-        shape = (batch, heads, max_length, head_width)
+        shape = (batch * heads, max_length, head_width)
         # Separate buffers: one array under several names could not be donated.
         return cls(
             keys=tuple(jnp.zeros(shape, dtype) for _ in range(layers)),
@@ -74,11 +75,15 @@ class KeyValueCache:
     @classmethod
     def from_tuple(cls, past: tuple[tuple[Array, ...], ...], max_length: int) -> KeyValueCache:
         """Return a cache of length L that begins with the past given as plain tuples."""
-        tokens = past[0][0].shape[2]
-        room = ((0, 0), (0, 0), (0, max_length - tokens), (0, 0))
+        batch, heads, tokens, width = past[0][0].shape
+
+        def widen(x: Array) -> Array:
+            x = x.reshape(batch * heads, tokens, width)
+            return jnp.pad(x, ((0, 0), (0, max_length - tokens), (0, 0)))
+
         return cls(
-            keys=tuple(jnp.pad(layer[0], room) for layer in past),
-            values=tuple(jnp.pad(layer[1], room) for layer in past),
+            keys=tuple(widen(layer[0]) for layer in past),
+            values=tuple(widen(layer[1]) for layer in past),
             length=jnp.asarray(tokens, jnp.int32),
             cross=tuple(layer[2:] for layer in past),
         )
@@ -86,7 +91,7 @@ class KeyValueCache:
     @property
     def max_length(self) -> int:
         """Most tokens that fit."""
-        return self.keys[0].shape[2]
+        return self.keys[0].shape[-2]
 
     def layer(self, index: int) -> LayerCache:
         """Return the buffers of one layer."""
@@ -103,18 +108,27 @@ class KeyValueCache:
 
     def reorder(self, rows: Array) -> KeyValueCache:
         """Make row i what row ``rows[i]`` was, for beam search; ``rows`` is (B,)."""
-        return self.replace(  # type: ignore[attr-defined]
-            keys=tuple(key[rows] for key in self.keys),
-            values=tuple(value[rows] for value in self.values),
-        )
 
-    def repeat(self, times: int) -> KeyValueCache:
-        """Repeat every row ``times`` times: one prompt, several continuations."""
+        def take(x: Array) -> Array:
+            return x.reshape(rows.shape[0], -1)[rows].reshape(x.shape)
+
+        return self._map_rows(take, lambda x: x)
+
+    def repeat(self, times: int, batch: int) -> KeyValueCache:
+        """Repeat each of ``batch`` rows ``times`` times: one prompt, several continuations."""
+
+        def repeat(x: Array) -> Array:
+            rows = jnp.repeat(x.reshape(batch, -1), times, 0)
+            return rows.reshape(-1, *x.shape[1:])
+
+        return self._map_rows(repeat, lambda x: jnp.repeat(x, times, 0))
+
+    def _map_rows(self, own: Any, cross: Any) -> KeyValueCache:
         return KeyValueCache(
-            keys=tuple(jnp.repeat(key, times, 0) for key in self.keys),
-            values=tuple(jnp.repeat(value, times, 0) for value in self.values),
+            keys=tuple(own(key) for key in self.keys),
+            values=tuple(own(value) for value in self.values),
             length=self.length,
-            cross=tuple(tuple(jnp.repeat(x, times, 0) for x in pair) for pair in self.cross),
+            cross=tuple(tuple(cross(x) for x in pair) for pair in self.cross),
         )
 
 
