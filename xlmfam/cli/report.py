@@ -36,17 +36,26 @@ class LossCurve:
     Attributes:
         losses: one value per step, in nats per token.
         vocab_size: a model that knows nothing has the loss ``log(vocab_size)``.
-        goal: the run counts as learned when the last loss is at most this; no goal, no judgement.
+        goal: the run counts as learned when the final loss is at most this; no goal, no judgement.
+        evaluated: mean loss over the whole text after training; by default the last step's.
     """
 
     losses: Sequence[float]
     vocab_size: int
     goal: float | None = None
+    evaluated: float | None = None
 
     @property
     def final(self) -> float:
-        """The loss of the last step; NaN when there was none."""
-        return self.losses[-1] if self.losses else math.nan
+        """The loss that counts; NaN when there was no step."""
+        if not self.losses:
+            return math.nan
+        return self.losses[-1] if self.evaluated is None else self.evaluated
+
+    @property
+    def guessing(self) -> float:
+        """The loss of a model that knows nothing."""
+        return math.log(self.vocab_size)
 
     @property
     def passed(self) -> bool:
@@ -126,6 +135,23 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Recall:
+    """How many sentences of its text the model completes, given a half that occurs only once.
+
+    It counts as learned when at least ``goal`` of those asked for come out to the letter.
+    """
+
+    completed: int
+    asked: int
+    goal: float = 0.8
+
+    @property
+    def passed(self) -> bool:
+        """Whether enough were completed."""
+        return self.asked > 0 and self.completed >= self.goal * self.asked
+
+
+@dataclass(frozen=True)
 class Timing:
     """How long one step took."""
 
@@ -141,6 +167,7 @@ class FamilySection:
     parameters: int
     description: str = ""
     loss: LossCurve | None = None
+    recall: Recall | None = None
     heatmap: Heatmap | None = None
     chain: Sequence[ChainStep] = ()
     generations: Sequence[Generation] = ()
@@ -151,6 +178,8 @@ class FamilySection:
         checks = {}
         if self.loss:
             checks["trained"] = self.loss.passed
+        if self.recall:
+            checks["remembers its text"] = self.recall.passed
         if self.heatmap:
             checks["backends agree"] = self.heatmap.passed
         if self.chain:
@@ -233,12 +262,16 @@ def _tiles(section: FamilySection) -> str:
         _tile("Parameters", f"{section.parameters:,}", ""),
     ]
     if section.loss:
-        start = format_number(math.log(section.loss.vocab_size))
+        start = format_number(section.loss.guessing)
         goal = "" if section.loss.goal is None else f"goal {format_number(section.loss.goal)}, "
         note = f"{goal}{start} when guessing"
         tiles.append(
             _tile("Final loss", format_number(section.loss.final), note, section.loss.passed)
         )
+    if section.recall:
+        recall = section.recall
+        value = f"{recall.completed} of {recall.asked}"
+        tiles.append(_tile("Completed", value, "sentences, from their first half", recall.passed))
     if section.heatmap:
         heat = section.heatmap
         note = f"tolerance {heat.tolerance:.0e}"
@@ -272,7 +305,7 @@ def _loss_card(loss: LossCurve) -> str:
         title="Training loss per step",
         x_label="step",
         y_label="loss (nats per token)",
-        baseline=(f"guessing among {loss.vocab_size:,} pieces", math.log(loss.vocab_size)),
+        baseline=(f"guessing among {loss.vocab_size:,} pieces", loss.guessing),
     )
     return _card("How it learned", f'<div class="figure">{chart}</div>')
 

@@ -1,0 +1,123 @@
+"""``xlmfam generate``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import xlmfam.cli.options as options
+
+DESCRIPTION = """\
+Continue a prompt with a checkpoint, in the framework of your choice, and print prompt and
+continuation. The tokenizer is the one in SRC. What is not said here is taken from the
+checkpoint's generation_config.json."""
+
+EXAMPLES = """\
+  xlmfam generate facebook/xglm-564M "Hello, my name is"
+  xlmfam generate my-model "Es war einmal" --backend flax --num-beams 4
+  xlmfam generate my-model "我叫" --do-sample --temperature 0.8 --top-p 0.9 --seed 1 --stream"""
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the command."""
+    parser = options.new_command(subparsers, "generate", "continue a prompt", DESCRIPTION, EXAMPLES)
+    options.add_source(parser)
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue")
+    parser.add_argument(
+        "--backend",
+        choices=options.BACKENDS,
+        help="pt (PyTorch), tf (TensorFlow) or flax (default: the first that is installed)",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=options.positive_int, default=40, metavar="N", help="default 40"
+    )
+    parser.add_argument(
+        "--num-beams", type=options.positive_int, metavar="N", help="beam search of this width"
+    )
+    parser.add_argument("--do-sample", action="store_true", help="draw tokens at random")
+    parser.add_argument("--temperature", type=float, metavar="T", help="lower is less random")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw among the K best tokens")
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help="draw among the best tokens of probability P"
+    )
+    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+    parser.add_argument(
+        "--stream", action="store_true", help="print text as it comes (PyTorch, no beams)"
+    )
+    options.add_hub_options(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from xlmfam.conversion.runners import generate, load, require_backend
+
+    backend = args.backend or _first_backend()
+    require_backend(backend)
+    _check(args, backend)
+    if not args.debug:
+        options.preload([backend])
+    hub = options.hub_options(args)
+    model, tokenizer = load(backend, args.source, **hub), _tokenizer(args.source, hub)
+    encoded = tokenizer([args.prompt], return_tensors="np")
+    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+    extra: dict[str, Any] = {}
+    if args.stream:
+        from xlmfam.pt import TextStreamer
+
+        extra["streamer"] = TextStreamer(tokenizer, skip_special_tokens=True)
+    ids = generate(backend, model, inputs, **_given(args), **extra)
+    if not args.stream:
+        print(tokenizer.decode([int(token) for token in ids[0]], skip_special_tokens=True))
+    return 0
+
+
+def _first_backend() -> str:
+    from xlmfam.common.errors import MissingPackageError
+    from xlmfam.conversion.runners import installed_backends
+
+    installed = installed_backends()
+    if not installed:
+        raise MissingPackageError(
+            "torch", "generate", 'pip install "xlmfam[pt]" (or [tf], or [flax])'
+        )
+    return installed[0]
+
+
+def _check(args: argparse.Namespace, backend: str) -> None:
+    from xlmfam.common.errors import XlmfamError
+
+    if args.stream and backend != "pt":
+        raise XlmfamError(f"--stream works with --backend pt only, not {backend}")
+    if args.stream and (args.num_beams or 1) > 1:
+        raise XlmfamError("--stream cannot be combined with --num-beams: beams change their minds")
+    sampling = [
+        n for n in ("temperature", "top_k", "top_p", "seed") if getattr(args, n) is not None
+    ]
+    if sampling and not args.do_sample:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sampling)
+        raise XlmfamError(f"{flags} needs --do-sample: without it the best token is always taken")
+    if not args.prompt.strip():
+        raise XlmfamError("PROMPT is empty; give a text to continue")
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of generation that the command line has."""
+    names = ("max_new_tokens", "num_beams", "temperature", "top_k", "top_p", "seed")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return {**given, "do_sample": True} if args.do_sample else given
+
+
+def _tokenizer(source: str, hub: dict[str, Any]) -> Any:
+    from pathlib import Path
+
+    from xlmfam import AutoTokenizer
+    from xlmfam.common.errors import XlmfamError
+
+    path = Path(source).expanduser()
+    try:
+        return AutoTokenizer.from_pretrained(path.parent if path.is_file() else source, **hub)
+    except XlmfamError as error:
+        raise XlmfamError(
+            f"{source} has no tokenizer that can be used, and generate needs one: {error}"
+        ) from error
