@@ -1,37 +1,21 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import pytest
 
+sys.path.insert(0, os.path.dirname(__file__))
+
 keras = pytest.importorskip("keras")
 pytest.importorskip("tensorflow")
 
-from xlmfam.tf import XGLMConfig, XGLMForCausalLM  # noqa: E402
+from tf_models import randomised, tiny_config  # noqa: E402
 
-
-def tiny_config(**overrides):
-    sizes = {
-        "vocab_size": 37,
-        "d_model": 12,
-        "ffn_dim": 20,
-        "num_layers": 2,
-        "attention_heads": 3,
-        "max_position_embeddings": 32,
-        "init_std": 0.3,
-    }
-    return XGLMConfig(**{**sizes, **overrides})
-
-
-def randomised(model, seed=0):
-    """Give every variable values that no other has: initial ones and zeros hide mistakes."""
-    generator = np.random.RandomState(seed)
-    for variable in model.trainable_variables:
-        variable.assign(generator.normal(0, 0.3, variable.shape).astype("float32"))
-    return model
+from xlmfam.tf import XGLMForCausalLM  # noqa: E402
 
 
 @pytest.fixture(scope="session")

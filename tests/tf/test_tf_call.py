@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tf_models import randomised, tiny_config
 
-from tests.tf.conftest import randomised, tiny_config
 from xlmfam.common.errors import XlmfamError
 from xlmfam.tf import KeyValueCache, TFXGLMModel, XGLMForCausalLM, XGLMModel
 

@@ -254,7 +254,7 @@ class PreTrainedModel(TrainingMixin, keras.Model):
         }
 
     @classmethod
-    def from_config(  # type: ignore[override]
+    def from_config(
         cls: type[Model], config: PretrainedConfig | dict[str, Any], dtype: Any = None
     ) -> Model:
         """Build with initial values.
@@ -311,7 +311,7 @@ class PreTrainedModel(TrainingMixin, keras.Model):
             ) as reader,
             values_from(reader),
         ):
-            model = cls(config, dtype=reader.dtype.name if policy is None else policy)
+            model = cls(config, dtype=reader.dtype if policy is None else policy)
         model.generation_config = load_generation_config(
             pretrained_model_name_or_path, config, **hub
         )

@@ -146,7 +146,7 @@ class Generator:
         search, cache, _ = state
         if not self.plan.use_cache:
             return self._advance(state, self._recompute(search, prompt), prompt)
-        if isinstance(search, Beams):
+        if isinstance(search, Beams) and cache:
             cache = cache.reorder(search.last_rows)
         output = self.model(
             input_ids=tf.gather(search.rows, [search.length - 1], axis=1),

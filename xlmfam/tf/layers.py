@@ -17,6 +17,7 @@ from xlmfam.common.positions import halves_frequencies
 from xlmfam.tf.attention import Tensor, sizes
 
 IGNORED = -100  # the label that does not count
+RNG = "philox"  # the same numbers with XLA and without
 
 
 class TableLayer(keras.layers.Layer):
@@ -129,7 +130,7 @@ class Dropper:
     def next_seed(self) -> Tensor:
         """Return (2,) integers of their own for the next use."""
         self.used += 1
-        return tf.random.experimental.stateless_fold_in(self.seed, self.used)
+        return tf.random.experimental.stateless_fold_in(self.seed, self.used, RNG)
 
     def inner(self) -> Dropper:
         """Return a dropper for a layer inside."""
@@ -139,13 +140,13 @@ class Dropper:
         """Zero a fraction ``rate`` of the values in training and scale up the others."""
         if self.seed is None or not rate:
             return values
-        return tf.nn.experimental.stateless_dropout(values, rate, self.next_seed())
+        return tf.nn.experimental.stateless_dropout(values, rate, self.next_seed(), RNG)
 
     def skip(self, before: Tensor, after: Tensor, rate: float) -> Tensor:
         """LayerDrop (Fan et al. 2019): in training take ``before`` with probability ``rate``."""
         if self.seed is None or not rate:
             return after
-        drawn = tf.random.stateless_uniform([], self.next_seed())
+        drawn = tf.random.stateless_uniform([], self.next_seed(), alg=RNG)
         return tf.where(drawn < rate, before, after)
 
 

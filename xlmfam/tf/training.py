@@ -58,6 +58,7 @@ class TrainingMixin:
 
     def own_loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         """Return the mean loss, with static shapes; models with a head override this."""
+        del logits, labels, weights
         raise XlmfamError(f"{type(self).__name__} has no loss: give compile(loss=...)")
 
     @property
