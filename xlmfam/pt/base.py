@@ -161,8 +161,9 @@ class PreTrainedModel(nn.Module):
         if new_num_tokens < 1:
             raise XlmfamError(f"new_num_tokens must be positive, got {new_num_tokens}")
         old = self.expected_parameters()
+        # Raises for a size that cannot be before anything has changed.
+        type(self.config).from_dict(self.config.to_dict(), vocab_size=new_num_tokens)
         self.config.vocab_size = new_num_tokens
-        self.config.validate()
         for name, parameter in self.expected_parameters().items():
             if parameter.shape != old[name].shape and parameter.tied_to is None:
                 self._resize(name, parameter)

@@ -130,10 +130,10 @@ class XGLMLayer(nn.Module):
         self.activation_dropout = config.activation_dropout
         self.activation = ACTIVATION_FUNCTIONS[config.activation_function]
         self.self_attn = XGLMAttention(config)
-        self.self_attn_layer_norm = nn.LayerNorm(width)
         if config.add_cross_attention:
             self.encoder_attn = XGLMAttention(config)
             self.encoder_attn_layer_norm = nn.LayerNorm(width)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
         self.fc1 = Linear(width, config.ffn_dim)
         self.fc2 = Linear(config.ffn_dim, width)
         self.final_layer_norm = nn.LayerNorm(width)
