@@ -23,17 +23,12 @@ class PyTorch(Worker):
     def load_model(self):
         return self.cls.from_pretrained(self.arguments.checkpoint).eval()
 
-    def packed(self):
-        model = self.load_model()
-        model.pack_for_inference()
-        return model
-
     def touch(self, model):
         with self.torch.no_grad():
             return sum(float(p.sum()) for p in model.parameters())
 
     def prefill_work(self, ids: np.ndarray) -> Callable[[], object]:
-        model, inputs = self.packed(), self.torch.from_numpy(ids).long()
+        model, inputs = self.load_model(), self.torch.from_numpy(ids).long()
 
         def work():
             with self.torch.inference_mode():
@@ -42,7 +37,7 @@ class PyTorch(Worker):
         return work
 
     def decode_work(self, ids: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:
-        model, inputs = self.packed(), self.torch.from_numpy(ids).long()
+        model, inputs = self.load_model(), self.torch.from_numpy(ids).long()
         options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
 
         def work():
@@ -93,10 +88,7 @@ class TensorFlow(Worker):
     def decode_work(self, ids: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:
         model, inputs = self.load_model(), self.tf.constant(ids)
         options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
-        generate = self.tf.function(
-            lambda inputs: model.generate(inputs, **options), jit_compile=True
-        )
-        return lambda: generate(inputs).numpy()
+        return lambda: model.generate(inputs, **options).numpy()
 
     def train_work(self, ids: np.ndarray) -> Callable[[], float]:
         tf = self.tf
@@ -105,8 +97,8 @@ class TensorFlow(Worker):
         @tf.function(jit_compile=True)
         def step(inputs):
             with tf.GradientTape() as tape:
-                output = model(inputs, labels=inputs, use_cache=False, training=True)
-                loss = tf.reduce_mean(output.loss)
+                logits = model(inputs, use_cache=False, training=True).logits
+                loss = model.own_loss(logits, inputs, None)
             variables = [v.value for v in model.trainable_variables]
             for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
                 if isinstance(gradient, tf.IndexedSlices):
