@@ -293,7 +293,9 @@ class PreTrainedModel:
         for index, (path, row) in enumerate(self.paths().items()):
             if layout_shape(row, "flax") != old[path].shape:
                 new = initialise(self.key, index, row, std).astype(old[path].dtype)
-                kept = tuple(slice(min(a, b)) for a, b in zip(new.shape, old[path].shape))
+                kept = tuple(
+                    slice(min(a, b)) for a, b in zip(new.shape, old[path].shape, strict=True)
+                )
                 old[path] = new.at[kept].set(old[path][kept])
         # A module of its own: what was compiled for the other size is not to be met again.
         self.module = self.module.clone()
@@ -442,7 +444,9 @@ def cast(params: Params, dtype: Any, mask: Params | None = None) -> Params:
     """Return ``params`` with floating-point leaves in ``dtype``, where ``mask`` holds."""
 
     def one(value: Array, marked: bool = True) -> Array:
-        return value.astype(dtype) if marked and jnp.issubdtype(value.dtype, jnp.floating) else value
+        return (
+            value.astype(dtype) if marked and jnp.issubdtype(value.dtype, jnp.floating) else value
+        )
 
     return jax.tree.map(one, params) if mask is None else jax.tree.map(one, params, mask)
 

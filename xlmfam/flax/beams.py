@@ -59,7 +59,6 @@ def begin_beams(
     buffer: Array,
     column: Array,
     steps: int,
-    cache: KeyValueCache | None,
     history: Array | None,
     key: Array,
 ) -> Beams:
@@ -78,7 +77,7 @@ def begin_beams(
         finished_origins=origins,
         finished_ends=jnp.zeros((batch, beams), jnp.int32),
         finished=jnp.zeros(batch, bool),
-        cache=cache,
+        cache=None,
         history=history,
         key=key,
     )
@@ -92,7 +91,7 @@ def step_beams(
     processors: tuple[Callable[..., Array], ...],
 ) -> Beams:
     """Take one step from the scores (R, V) of the next token."""
-    batch, beams, size = state.ids.shape
+    batch, beams, _ = state.ids.shape
     scores, history = _scores(plan, lengths, state, logits, processors)
     vocab = scores.shape[-1]
     total = (scores.reshape(batch, beams, vocab) + state.scores[..., None]).reshape(batch, -1)
@@ -139,7 +138,8 @@ def _candidates(plan: GenerationPlan, total: Array, key: Array) -> tuple[Array, 
     count = max(2, 1 + len(plan.eos_token_id)) * plan.num_beams
     count = min(count, total.shape[-1])
     if not plan.do_sample:
-        return tuple(lax.top_k(total, count))
+        best, index = lax.top_k(total, count)
+        return best, index
     # Gumbel top-k draws without replacement (Kool et al. 2019).
     index = lax.top_k(total + jax.random.gumbel(key, total.shape), count)[1]
     best = jnp.take_along_axis(total, index, 1)

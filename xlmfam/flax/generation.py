@@ -110,7 +110,9 @@ class GenerationMixin:
             raise XlmfamError("stop_strings needs the text, which is not there inside jax.jit")
         inputs_, lengths, size = lay_out(plan, prompt, mask, extra, bucketed=not traced)
         search = Search(self.module, without_lengths(plan), size, tuple(logits_processor))
-        state = start(search, values, inputs_, lengths, prng_key)
+        times = plan.num_beams if plan.num_beams > 1 else plan.num_return_sequences
+        logits, cache = prefill(self.module, times, size, plan.use_cache, values, inputs_)
+        state = start(search, inputs_.ids, lengths, logits, prng_key)._replace(cache=cache)
         if stop is None:
             state = run(search, values, inputs_, lengths, state, lengths.end)
         else:
@@ -254,40 +256,59 @@ def lay_out(
 # ---- the compiled functions -----------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnums=0)
-def start(
-    search: Search, params: Any, inputs: Inputs, lengths: Lengths, key: Array
-) -> State | Beams:
-    """Run the prompts, once per batch row, and take the first step."""
-    plan, (batch, columns) = search.plan, inputs.ids.shape
-    times = plan.num_beams if plan.num_beams > 1 else plan.num_return_sequences
-    output = search.module.apply(
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def prefill(
+    module: Any, times: int, size: int, use_cache: bool, params: Any, inputs: Inputs
+) -> tuple[Array, KeyValueCache | None]:
+    """Run the prompts, once per batch row; what it compiles serves all other options.
+
+    Args:
+        module: The linen module.
+        times: N.
+        size: L.
+        use_cache: Keep keys and values.
+        params: The parameters.
+        inputs: The prompts.
+
+    Returns:
+        The scores (R, V) after the prompts, and a cache of length L with them in it, or ``None``.
+    """
+    batch, columns = inputs.ids.shape
+    output = module.apply(
         {"params": params},
         input_ids=inputs.ids,
         attention_mask=inputs.mask[:, :columns],
-        use_cache=plan.use_cache,
+        use_cache=use_cache,
         logits_at=columns - 1,
         **inputs.extra,
     )
     logits = jnp.repeat(output.logits[:, -1].astype(jnp.float32), times, 0)
-    cache = None
-    if plan.use_cache:
-        cache = KeyValueCache.from_tuple(output.past_key_values, search.size)
-        cache = cache.repeat(times, batch)
+    if not use_cache:
+        return logits, None
+    return logits, KeyValueCache.from_tuple(output.past_key_values, size).repeat(times, batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def start(
+    search: Search, prompt: Array, lengths: Lengths, logits: Array, key: Array
+) -> State | Beams:
+    """Take the first step, from the scores (R, V) after the prompts (B, P); no cache in it yet."""
+    plan, (batch, columns) = search.plan, prompt.shape
+    steps = search.size - columns
     buffer = jnp.full((batch, search.size), plan.pad_token_id, jnp.int32)
-    buffer = buffer.at[:, :columns].set(inputs.ids)
+    buffer = buffer.at[:, :columns].set(prompt)
     history = None
     if plan.output_scores:
-        history = jnp.zeros((search.size - columns, *logits.shape), jnp.float32)
+        history = jnp.zeros((steps, *logits.shape), jnp.float32)
     column = jnp.asarray(columns, jnp.int32)
     if plan.num_beams > 1:
-        beams = begin_beams(plan, buffer, column, search.size - columns, cache, history, key)
+        beams = begin_beams(plan, buffer, column, steps, history, key)
         return step_beams(plan, lengths, beams, logits, search.processors)
     state = State(
         column=column,
-        ids=jnp.repeat(buffer, times, 0),
-        finished=jnp.zeros(batch * times, bool),
-        cache=cache,
+        ids=jnp.repeat(buffer, logits.shape[0] // batch, 0),
+        finished=jnp.zeros(logits.shape[0], bool),
+        cache=None,
         history=history,
         key=key,
     )
@@ -370,9 +391,7 @@ def choose(search: Search, lengths: Lengths, state: State, logits: Array) -> Sta
     )
 
 
-def finish(
-    search: Search, state: State | Beams, lengths: Lengths, traced: bool
-) -> GenerateOutput:
+def finish(search: Search, state: State | Beams, lengths: Lengths, traced: bool) -> GenerateOutput:
     """Return the result: whole buffers when ``traced``, otherwise cut to what is there."""
     begin = int(lengths.offset)
     steps = state.column - lengths.prompt if traced else int(state.column - lengths.prompt)
@@ -411,9 +430,7 @@ class StopStrings:
         text = self.tokenizer.decode(new, skip_special_tokens=True)
         return any(string in text for string in self.strings)
 
-    def run(
-        self, search: Search, params: Any, inputs: Inputs, lengths: Lengths, state: Any
-    ) -> Any:
+    def run(self, search: Search, params: Any, inputs: Inputs, lengths: Lengths, state: Any) -> Any:
         """Run the search a few steps at a time and look at the text in between."""
         seen = int(lengths.prompt)
         while True:
