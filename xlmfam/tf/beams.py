@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from xlmfam.common.generation import GenerationPlan
 from xlmfam.tf.attention import Tensor
-from xlmfam.tf.layers import RNG
+from xlmfam.tf.layers import fold_in, uniform
 from xlmfam.tf.outputs import GenerateOutput
 from xlmfam.tf.processors import MASKED, Bounds
 
@@ -209,9 +209,7 @@ def penalty(plan: GenerationPlan, new_tokens: Tensor) -> Tensor:
 
 def gumbel(shape: Any, seed: Tensor, step: Tensor) -> Tensor:
     """Return noise whose maximum over scores draws from their distribution."""
-    seed = tf.random.experimental.stateless_fold_in(seed, step, RNG)
-    uniform = tf.random.stateless_uniform(shape, seed, alg=RNG)
-    return -tf.math.log(-tf.math.log(tf.clip_by_value(uniform, 1e-20, 1 - 1e-7)))
+    return -tf.math.log(-tf.math.log(uniform(shape, fold_in(seed, step))))
 
 
 def put(buffer: Tensor, values: Tensor, column: Tensor) -> Tensor:

@@ -87,8 +87,10 @@ class Generator:
         self.room = room
         self.processors = processors
         self.times = plan.num_beams if plan.num_beams > 1 else plan.num_return_sequences
-        self.begin = tf.function(self._begin, autograph=False, jit_compile=jit_compile)
-        self.proceed = tf.function(self._proceed, autograph=False, jit_compile=jit_compile)
+        compiled = {"autograph": False, "jit_compile": jit_compile}
+        # Functions of their own: TensorFlow takes methods for one that is traced again and again.
+        self.begin = tf.function(lambda *args: self._begin(*args), **compiled)
+        self.proceed = tf.function(lambda *args: self._loop(*args), **compiled)
 
     @property
     def traces(self) -> int:
@@ -114,9 +116,6 @@ class Generator:
         history = tf.zeros([self.room if plan.output_scores else 0, *logits.shape])
         state = self._advance(State(search, cache, history), logits, prompt)
         return self._loop(state, prompt, until), prompt
-
-    def _proceed(self, state: State, prompt: Prompt, until: Tensor) -> State:
-        return self._loop(state, prompt, until)
 
     def _loop(self, state: State, prompt: Prompt, until: Tensor) -> State:
         def goes_on(*state):

@@ -114,6 +114,21 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def fold_in(seed: Tensor, data: Any) -> Tensor:
+    """Return (2,) integers made from others and a number."""
+    return tf.random.experimental.stateless_fold_in(seed, data, RNG)
+
+
+def uniform(shape: Any, seed: Tensor) -> Tensor:
+    """Return numbers strictly between 0 and 1, float32, from (2,) integers.
+
+    Made from random bits, since XLA and TensorFlow make different floats of the same bits.
+    """
+    bits = tf.random.stateless_uniform(shape, seed, None, None, tf.int32, alg=RNG)
+    low = tf.cast(tf.bitwise.bitwise_and(bits, 0x7FFFFF), tf.float32)
+    return (low + 0.5) / 0x800000
+
+
 class Dropper:
     """Dropouts of one place in the model, from one seed: the same whenever they are computed.
 
@@ -130,7 +145,7 @@ class Dropper:
     def next_seed(self) -> Tensor:
         """Return (2,) integers of their own for the next use."""
         self.used += 1
-        return tf.random.experimental.stateless_fold_in(self.seed, self.used, RNG)
+        return fold_in(self.seed, self.used)
 
     def inner(self) -> Dropper:
         """Return a dropper for a layer inside."""
@@ -140,14 +155,15 @@ class Dropper:
         """Zero a fraction ``rate`` of the values in training and scale up the others."""
         if self.seed is None or not rate:
             return values
-        return tf.nn.experimental.stateless_dropout(values, rate, self.next_seed(), RNG)
+        kept = uniform(tf.shape(values), self.next_seed()) >= rate
+        scale = tf.cast(0.0 if rate == 1.0 else 1.0 / (1.0 - rate), values.dtype)
+        return tf.where(kept, values * scale, tf.zeros([], values.dtype))
 
     def skip(self, before: Tensor, after: Tensor, rate: float) -> Tensor:
         """LayerDrop (Fan et al. 2019): in training take ``before`` with probability ``rate``."""
         if self.seed is None or not rate:
             return after
-        drawn = tf.random.stateless_uniform([], self.next_seed(), alg=RNG)
-        return tf.where(drawn < rate, before, after)
+        return tf.where(uniform([], self.next_seed()) < rate, before, after)
 
 
 def sinusoidal_positions(

@@ -264,7 +264,7 @@ class XGLMDecoder(TableLayer):
         )
 
     def _seed(self) -> Tensor:
-        return tf.cast(self.seeds.next(), tf.int32)
+        return tf.cast(tf.bitwise.bitwise_and(self.seeds.next(), tf.int32.max), tf.int32)
 
     def _embed(self, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values):
         """Return embeddings (B, S, D) and the additive mask, or ``None`` where none is needed."""
