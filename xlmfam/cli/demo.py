@@ -62,11 +62,11 @@ class Steps:
         self.timings: list[Timing] = []
 
     @contextmanager
-    def step(self, label: str) -> Iterator[None]:
-        """Announce and time one step."""
+    def step(self, announcement: str, label: str) -> Iterator[None]:
+        """Announce and time one step; the report calls it ``label``."""
         from xlmfam.cli.report import Timing
 
-        print(f"[{len(self.timings) + 1}/{self.total}] {label} ...", flush=True)
+        print(f"[{len(self.timings) + 1}/{self.total}] {announcement} ...", flush=True)
         started = time.perf_counter()
         yield
         seconds = time.perf_counter() - started
@@ -112,19 +112,19 @@ def run_family(folder: Path, size: Size, seed: int) -> FamilySection:
     from xlmfam.conversion.runners import FRAMEWORKS
 
     steps = Steps(7)
-    with steps.step("Training a tokenizer"):
+    with steps.step("Training a tokenizer", "tokenizer"):
         sentences = text.read_corpus(size.groups)
         tokenizer = text.train_tokenizer(sentences, folder / "model", size.pieces)
         rows = text.training_rows(tokenizer, sentences)
         prompts = text.shown_prompts(tokenizer, sentences, SHOWN_GROUP)
         sampled = text.sampled_prompts(tokenizer, sentences, size.sampled, seed)
-    with steps.step("Training the model with Keras fit"):
+    with steps.step("Training the model with Keras fit", "Keras fit"):
         config = training.make_config(size, tokenizer, max(map(len, rows)))
         trained = training.train(config, rows, size, seed)
         trained.model.save_pretrained(folder / "model")
-    with steps.step("Converting through the frameworks"):
+    with steps.step("Converting through the frameworks", "conversions"):
         chain, last = checks.run_chain(trained.model, folder / "checkpoints", tokenizer)
-    with steps.step("Comparing the frameworks"):
+    with steps.step("Comparing the frameworks", "comparison"):
         verification = verify(
             last, inputs=checks.sentences_batch(rows, tokenizer), tolerance=TOLERANCE
         )
@@ -132,21 +132,20 @@ def run_family(folder: Path, size: Size, seed: int) -> FamilySection:
     asked = [*prompts, *sampled]
     for backend in checks.BACKENDS:
         how = " under jax.jit" if backend == "flax" else ""
-        with steps.step(f"Generating in {FRAMEWORKS[backend]}{how}"):
-            outputs[FRAMEWORKS[backend]] = checks.continuations(
-                backend, last, tokenizer, asked, NEW_TOKENS
-            )
+        name = FRAMEWORKS[backend]
+        with steps.step(f"Generating in {name}{how}", f"text, {name}"):
+            outputs[name] = checks.continuations(backend, last, tokenizer, asked, NEW_TOKENS)
     generations = checks.as_generations(asked, outputs)
     # Few are enough to look at; but what differs is not to be hidden.
     shown = [g for i, g in enumerate(generations) if i < len(prompts) or not g.equal]
+    different = sum(not generation.equal for generation in generations)
+    said = f"{different} differ" if different else "they are the same in the three frameworks"
     return FamilySection(
         name="XGLM",
         parameters=trained.model.num_parameters(),
         description=f"{size.layers} layers of width {size.width}, trained for {size.epochs} epochs "
         f"on {len(sentences):,} sentences in {len(text.LANGUAGES)} languages with a sentencepiece "
-        f"vocabulary of {len(tokenizer):,}. The text of {len(asked)} prompts, "
-        "in all these languages, is the same in the three frameworks, but for those shown as "
-        "different.",
+        f"vocabulary of {len(tokenizer):,}. It continued {len(asked)} prompts: {said}.",
         loss=LossCurve(trained.losses, len(tokenizer), size.goal, trained.final),
         recall=checks.recall(sampled, outputs, len(prompts)),
         heatmap=Heatmap(

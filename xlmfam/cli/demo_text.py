@@ -91,19 +91,20 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, np.ndarray]:
 def first_half(tokenizer: Any, sentence: str) -> str | None:
     """Return about half of a sentence, cut where its tokens are those of the whole.
 
-    A cut elsewhere may split a piece, and the model would see a beginning it never met. None
-    where the sentence has no such cut.
+    A cut elsewhere may split a piece, and the model would see a beginning it never met. Where
+    words are set apart, the cut is between words if it can be. None where there is no such cut.
     """
     ids = tokenizer(sentence)["input_ids"]
     middle = (len(ids) + 1) // 2
-    for distance in range(middle):
-        for cut in (middle + distance, middle - distance):
-            if not 2 <= cut < len(ids) - 1:
-                continue
-            text = tokenizer.decode(ids[:cut], skip_special_tokens=True)
-            if sentence.startswith(text) and tokenizer(text)["input_ids"] == ids[:cut]:
-                return text
-    return None
+    cuts = sorted(range(2, len(ids) - 1), key=lambda cut: abs(cut - middle))
+    texts = [tokenizer.decode(ids[:cut], skip_special_tokens=True) for cut in cuts]
+    fitting = [
+        text
+        for cut, text in zip(cuts, texts, strict=True)
+        if sentence.startswith(text) and tokenizer(text)["input_ids"] == ids[:cut]
+    ]
+    between_words = [text for text in fitting if sentence[len(text) : len(text) + 1] == " "]
+    return next(iter([*between_words, *fitting]), None)
 
 
 def shown_prompts(tokenizer: Any, sentences: Sequence[str], group: int) -> list[Prompt]:

@@ -55,10 +55,11 @@ def run(args: argparse.Namespace) -> int:
     backend = args.backend or _first_backend()
     require_backend(backend)
     _check(args, backend)
+    hub = options.hub_options(args)
+    tokenizer = _tokenizer(args.source, hub)  # first: it is quick, and may be missing
     if not args.debug:
         options.preload([backend])
-    hub = options.hub_options(args)
-    model, tokenizer = load(backend, args.source, **hub), _tokenizer(args.source, hub)
+    model = load(backend, args.source, **hub)
     encoded = tokenizer([args.prompt], return_tensors="np")
     inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
     extra: dict[str, Any] = {}

@@ -256,7 +256,7 @@ def _section(section: FamilySection) -> str:
 
 def _tiles(section: FamilySection) -> str:
     failed = [name for name, good in section.checks().items() if not good]
-    note = "not so: " + ", ".join(failed) if failed else ", ".join(section.checks())
+    note = "not so: " + ", ".join(failed) if failed else f"all {len(section.checks())} checks hold"
     tiles = [
         _tile("Verdict", "passed" if section.passed else "failed", note, section.passed),
         _tile("Parameters", f"{section.parameters:,}", ""),
@@ -270,7 +270,7 @@ def _tiles(section: FamilySection) -> str:
         )
     if section.recall:
         recall = section.recall
-        value = f"{recall.completed} of {recall.asked}"
+        value = f"{recall.completed}/{recall.asked}"
         tiles.append(_tile("Completed", value, "sentences, from their first half", recall.passed))
     if section.heatmap:
         heat = section.heatmap

@@ -1,0 +1,315 @@
+"""The command: what it does, and how it takes mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from tiny_checkpoints import change_json, make, make_arrays, make_config, save
+from tiny_tokenizer import make_tokenizer
+
+from xlmfam import __version__
+from xlmfam.cli.main import COMMANDS, main
+from xlmfam.conversion import checksum
+from xlmfam.conversion.runners import installed_backends
+
+BACKENDS = installed_backends()
+needs_two = pytest.mark.skipif(len(BACKENDS) < 2, reason="needs two frameworks")
+
+
+@pytest.fixture
+def run(capfd):
+    """Run the command in this process; return exit code, output and what went to stderr."""
+
+    def call(*words):
+        capfd.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """Run the command and assert that it says one clear line and does nothing else."""
+
+    def call(match, *words):
+        code, out, err = run(*words)
+        assert code == 2
+        assert out == ""
+        assert err.startswith("error: ")
+        assert "Traceback" not in err
+        assert re.search(match, err), err
+        return err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A checkpoint with a tokenizer."""
+    folder = tmp_path_factory.mktemp("with_tokenizer") / "model"
+    tokenizer = make_tokenizer(folder)
+    return make(folder, vocab_size=len(tokenizer), max_position_embeddings=64)
+
+
+# ---- help ---------------------------------------------------------------------------------
+
+
+def test_version_and_help(run):
+    assert run("--version")[:2] == (0, f"xlmfam {__version__}\n")
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(command in out for command in COMMANDS)
+    for command in COMMANDS:
+        code, out, _ = run(command, "--help")
+        assert code == 0
+        assert "examples:" in out
+        assert f"xlmfam {command}" in out
+
+
+def test_mistakes_in_the_words(refused):
+    refused("COMMAND", *[])
+    refused("invalid choice: 'fly'", "fly")
+    refused("DST", "convert", "somewhere")
+    refused("'onnx'", "convert", "a", "b", "--to", "onnx")
+    refused("unrecognized arguments: --fast", "inspect", "a", "--fast")
+    refused("--tolerance", "verify", "a", "--tolerance", "little")
+    refused("at least 1", "generate", "a", "b", "--max-new-tokens", "0")
+
+
+# ---- convert ------------------------------------------------------------------------------
+
+
+def test_convert(run, tmp_path):
+    source = make(tmp_path / "source")
+    code, out, err = run(
+        "convert", source, tmp_path / "target", "--to", "flax", "--dtype", "float16"
+    )
+    assert (code, err) == (0, "")
+    assert "safetensors -> flax" in out
+    assert "float16" in out
+    assert (tmp_path / "target/flax_model.msgpack").is_file()
+    code, out, _ = run("convert", source, tmp_path / "split", "--max-shard-size", "2KB")
+    assert code == 0
+    assert checksum(tmp_path / "split") == checksum(source)
+    assert (tmp_path / "split/model.safetensors.index.json").is_file()
+
+
+@needs_two
+def test_convert_and_verify(run, tmp_path):
+    code, out, _ = run(
+        "convert", make(tmp_path / "source"), tmp_path / "target", "--to", "tf", "--verify"
+    )
+    assert code == 0
+    assert "the backends agree" in out
+
+
+def test_convert_refuses(refused, run, tmp_path):
+    source, target = make(tmp_path / "source"), tmp_path / "target"
+    refused("no such file or folder", "convert", tmp_path / "nowhere", target)
+    refused("no such folder", "convert", "nowhere", target, "--local-files-only")
+    refused("float33", "convert", source, target, "--dtype", "float33")
+    refused("max_shard_size", "convert", source, target, "--max-shard-size", "many")
+    refused("overlap", "convert", source, source / "inside")
+    refused("own folder", "convert", source, source, "--overwrite")
+    assert run("convert", source, target)[0] == 0
+    refused("--overwrite", "convert", source, target)
+    assert run("convert", source, target, "--to", "flax", "--overwrite")[0] == 0
+    change_json(source / "config.json", model_type="bert")
+    refused("'bert'", "convert", source, tmp_path / "other")
+    (tmp_path / "file").write_text("x")
+    change_json(source / "config.json", model_type="xglm")
+    refused("is a file", "convert", source, tmp_path / "file")
+
+
+def test_convert_warns_of_lost_weights(run, tmp_path):
+    source = make(tmp_path / "source", format="tf", tie_word_embeddings=False)
+    change_json(source / "config.json", tie_word_embeddings=True)
+    code, _, err = run("convert", source, tmp_path / "target")
+    assert code == 0
+    assert "warning: lm_head" in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_convert_into_a_folder_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    refused("ermission", "convert", make(tmp_path / "source"), tmp_path / "locked/target")
+
+
+# ---- inspect ------------------------------------------------------------------------------
+
+
+def test_inspect(run, tmp_path):
+    source = make(tmp_path / "source")
+    code, out, _ = run("inspect", source)
+    assert code == 0
+    assert "XGLMForCausalLM" in out
+    assert "model.layers.1.fc1.weight" in out
+    assert "20 x 12" in out
+    code, out, _ = run("inspect", source / "model.safetensors", "--json")
+    assert code == 0
+    assert json.loads(out)["parameters"] == 3124
+
+
+def test_inspect_problems(run, refused, tmp_path):
+    source = make(tmp_path / "source")
+    change_json(source / "config.json", num_layers=3)
+    code, out, err = run("inspect", source)
+    assert (code, err) == (1, "")
+    assert "missing: model.layers.2" in out
+    (source / "model.safetensors").write_bytes(b"not a checkpoint")
+    refused("model.safetensors", "inspect", source)
+    (source / "config.json").write_text("{")
+    refused("not valid JSON", "inspect", source)
+    refused("no such file", "inspect", tmp_path / "nowhere")
+
+
+# ---- verify -------------------------------------------------------------------------------
+
+
+@needs_two
+def test_verify(run, tmp_path):
+    code, out, err = run("verify", make(tmp_path / "source"), "--backends", ",".join(BACKENDS))
+    assert code == 0, out
+    assert "the backends agree" in out
+    assert "gradients, layer 1" in out
+    assert "Traceback" not in err
+
+
+@needs_two
+def test_verify_fails_on_nan(run, tmp_path):
+    arrays = make_arrays(make_config())
+    arrays["model.layers.0.fc2.bias"][:] = float("nan")
+    source = save(tmp_path / "source", arrays, make_config())
+    pair = ",".join(BACKENDS[:2])
+    code, out, _ = run("verify", source, "--backends", pair, "--no-gradients")
+    assert code == 1
+    assert "NOT VERIFIED" in out
+    assert "nan" in out
+
+
+def test_verify_refuses(refused, tmp_path):
+    source = make(tmp_path / "source")
+    refused("'jaxx'", "verify", source, "--backends", "pt,jaxx")
+    refused("nothing to compare", "verify", source, "--backends", BACKENDS[0])
+    refused("no such file", "verify", tmp_path / "nowhere")
+    change_json(source / "config.json", num_layers=3)
+    refused("missing: model.layers.2", "verify", source)
+
+
+# ---- generate -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_generate(run, model, backend):
+    words = ("generate", model, "Good morning", "--backend", backend, "--max-new-tokens", 5)
+    code, greedy, err = run(*words)
+    assert code == 0, err
+    assert greedy.startswith("Good morning")
+    assert run(*words)[1] == greedy
+    code, out, _ = run(*words, "--num-beams", 3)
+    assert code == 0
+    assert out.startswith("Good morning")
+    sampling = (*words, "--do-sample", "--temperature", 2, "--top-k", 50, "--top-p", 0.99)
+    assert run(*sampling, "--seed", 1)[1] == run(*sampling, "--seed", 1)[1]
+    assert len({run(*sampling, "--seed", seed)[1] for seed in range(4)}) > 1
+
+
+def test_generate_says_the_same_in_all(run, model):
+    texts = {
+        run("generate", model, "Guten Morgen", "--backend", b, "--max-new-tokens", 6)[1]
+        for b in BACKENDS
+    }
+    assert len(texts) == 1
+
+
+def test_generate_streams(run, model):
+    pytest.importorskip("torch")
+    words = ("generate", model, "Good morning", "--backend", "pt", "--max-new-tokens", 6)
+    code, out, _ = run(*words, "--stream")
+    assert code == 0
+    assert out == run(*words)[1]
+
+
+def test_generate_refuses(refused, model, tmp_path):
+    refused("--backend pt only", "generate", model, "a", "--stream", "--backend", "flax")
+    refused("--num-beams", "generate", model, "a", "--stream", "--backend", "pt", "--num-beams", 2)
+    refused("--top-k needs --do-sample", "generate", model, "a", "--top-k", 3)
+    refused("PROMPT is empty", "generate", model, "  ")
+    refused("'numpy'", "generate", model, "a", "--backend", "numpy")
+    refused("no tokenizer", "generate", make(tmp_path / "bare"), "a")
+    refused("temperature", "generate", model, "a", "--do-sample", "--temperature", -1)
+    refused("no such folder", "generate", tmp_path / "nowhere", "a")
+
+
+def test_missing_framework(refused, model, monkeypatch):
+    monkeypatch.setitem(sys.modules["xlmfam.conversion.runners"].PACKAGES, "tf", "no_such_package")
+    refused(r"pip install \"xlmfam\[tf\]\"", "generate", model, "a", "--backend", "tf")
+
+
+# ---- manners ------------------------------------------------------------------------------
+
+
+def test_interrupted(run, tmp_path, monkeypatch):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xlmfam.cli.inspect.run", interrupt)
+    code, _, err = run("inspect", tmp_path)
+    assert code == 130
+    assert "Traceback" not in err
+
+
+def test_debug_shows_tracebacks_and_faults_of_ours_are_not_hidden(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no such file"):
+        main(["inspect", str(tmp_path / "nowhere"), "--debug"])
+
+    def fault(args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("xlmfam.cli.inspect.run", fault)
+    with pytest.raises(ZeroDivisionError):
+        main(["inspect", "x"])
+
+
+def test_as_a_process(tmp_path):
+    """Clean output, no words of frameworks, an exit code; nothing heavy imported for help."""
+    source = make(tmp_path / "source")
+    command = [sys.executable, "-m", "xlmfam.cli.main"]
+    done = subprocess.run([*command, "inspect", source], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3,124" in done.stdout
+    done = subprocess.run([*command, "inspect", "nowhere/at/all"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: nowhere/at/all: there is no such file or folder\n"
+    code = (
+        "import sys; from xlmfam.cli.main import main; main(['--help']); "
+        "heavy = {'torch', 'tensorflow', 'jax', 'numpy', 'huggingface_hub'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_two
+def test_frameworks_keep_quiet(tmp_path):
+    source = make(tmp_path / "source")
+    words = ["verify", source, "--no-gradients"]
+    command = [sys.executable, "-m", "xlmfam.cli.main", *words]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "JAX_"))}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_a_reader_that_leaves(tmp_path):
+    source = make(tmp_path / "source")
+    command = f"{sys.executable} -m xlmfam.cli.main inspect {source} --json | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
