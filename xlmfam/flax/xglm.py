@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from xlmfam.common.checks import check_inputs, check_shape
@@ -205,7 +206,7 @@ class XGLMForCausalLM(XGLMPreTrainedModel, GenerationMixin):
         """
         embeds = kwargs.get("inputs_embeds")
         inputs = embeds if embeds is not None else args[0] if args else kwargs.get("input_ids")
-        shape = () if inputs is None else jnp.shape(inputs)
+        shape = () if inputs is None else np.shape(inputs)
         if labels is not None:
             labels = jnp.asarray(labels)
             check_shape("labels", labels, tuple(shape[:2]))
