@@ -36,6 +36,7 @@ MODEL_ARGUMENTS = (
 PER_ROW_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask")
 SMALL_BUCKETS = (16, 32)
 BUCKET = 64
+XLA_PAYS = 100_000_000  # parameters from which on XLA is the default
 
 
 def bucket(length: int) -> int:
@@ -219,8 +220,8 @@ class GenerationMixin:
                 become part of the graph. Not with ``jit_compile``.
             stopping_criteria: Functions of ids (R, C) and scores (``None`` unless
                 ``output_scores``) that say whether to stop, for all rows or (R,) row by row.
-            jit_compile: Compile with XLA. By default not: on CPUs XLA's products of one row use
-                one core.
+            jit_compile: Compile with XLA. By default for large models only: there a step is a
+                third cheaper, and in small ones compiling would take longer than it saves.
             **kwargs: Options by name (see ``GenerationConfig``) and the encoder's states for a
                 model with cross-attention.
 
@@ -249,7 +250,10 @@ class GenerationMixin:
         stops = list(stopping_criteria)
         if options.stop_strings:
             stops.append(StopStrings(options.stop_strings, tokenizer, ids.shape[1]))
-        generator = self._generator(plan, tuple(logits_processor), bool(jit_compile))
+        if jit_compile is None:
+            large = self.num_parameters() >= XLA_PAYS  # type: ignore[attr-defined]
+            jit_compile = large and not logits_processor
+        generator = self._generator(plan, tuple(logits_processor), jit_compile)
         output = run(generator, plan, ids, mask, extra, stops, seed_tensor(options.seed))
         return output if options.return_dict_in_generate else output.sequences
 
