@@ -6,7 +6,7 @@ import torch.distributed as dist
 from comparing import error_of
 from tolerances import MODEL
 
-from xlmfam.pt.xglm import XGLMLayer
+from xlmfam.pt.xglm_modules import XGLMLayer
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 
