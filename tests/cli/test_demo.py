@@ -166,3 +166,20 @@ def test_missing_framework(monkeypatch, capfd):
     monkeypatch.setitem(runners.PACKAGES, "flax", "no_such_package")
     assert main(["demo"]) == 2
     assert 'pip install "xlmfam[flax]"' in capfd.readouterr().err
+
+
+def test_halves_are_not_cut_where_tokens_would_change():
+    class Tokenizer:
+        """One token per letter, but for a ``b`` at the end, which is another token there."""
+
+        def __call__(self, text):
+            ids = [2, *map(ord, text)]
+            return {"input_ids": ids[:-1] + [999] if text.endswith("b") else ids}
+
+        def decode(self, ids, skip_special_tokens):
+            return "".join(map(chr, ids[1:]))
+
+    assert demo_text.first_half(Tokenizer(), "abab") == "a"
+    assert demo_text.first_half(Tokenizer(), "aaaa") == "aa"
+    assert demo_text.first_half(Tokenizer(), "aa aa") == "aa"  # rather than "aa "
+    assert demo_text.first_half(Tokenizer(), "a") is None

@@ -96,7 +96,7 @@ def first_half(tokenizer: Any, sentence: str) -> str | None:
     """
     ids = tokenizer(sentence)["input_ids"]
     middle = (len(ids) + 1) // 2
-    cuts = sorted(range(2, len(ids) - 1), key=lambda cut: abs(cut - middle))
+    cuts = sorted(range(2, len(ids) - 1), key=lambda cut: (abs(cut - middle), -cut))
     texts = [tokenizer.decode(ids[:cut], skip_special_tokens=True) for cut in cuts]
     fitting = [
         text
