@@ -174,7 +174,7 @@ def test_halves_are_not_cut_where_tokens_would_change():
 
         def __call__(self, text):
             ids = [2, *map(ord, text)]
-            return {"input_ids": ids[:-1] + [999] if text.endswith("b") else ids}
+            return {"input_ids": [*ids[:-1], 999] if text.endswith("b") else ids}
 
         def decode(self, ids, skip_special_tokens):
             return "".join(map(chr, ids[1:]))
