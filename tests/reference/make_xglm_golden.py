@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -12,28 +11,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import torch
 import transformers
+from golden_tools import update_json, write_json
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 PARTS = ("checkpoints", "formats", "calls", "training", "processors", "generation", "manifests")
-
-
-def write_json(path: Path, value: object) -> None:
-    """Readable JSON: one item per line near the top, compact below."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_pretty(value, 0) + "\n", encoding="utf-8")
-
-
-def _pretty(value: object, level: int) -> str:
-    compact = json.dumps(value, ensure_ascii=False)
-    if len(compact) + level <= 140 or not isinstance(value, (dict, list)):
-        return compact
-    pad, end = "\n" + " " * (level + 1), "\n" + " " * level
-    if isinstance(value, dict):
-        rows = [f"{json.dumps(k)}: {_pretty(v, level + 1)}" for k, v in value.items()]
-        return "{" + pad + ("," + pad).join(rows) + end + "}"
-    if all(isinstance(v, (int, float)) for v in value):
-        return compact
-    return "[" + pad + ("," + pad).join(_pretty(v, level + 1) for v in value) + end + "]"
 
 
 def main() -> None:
@@ -81,11 +62,7 @@ def main() -> None:
             else:
                 from xglm_processors import processor_cases as make
             section[part] = make(root)
-            path = root / "cases.json"
-            known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            known.update(section)
-            order = ("calls", "training", "processors")
-            write_json(path, {key: known[key] for key in order if key in known})
+            update_json(root / "cases.json", section, ("calls", "training", "processors"))
 
 
 if __name__ == "__main__":

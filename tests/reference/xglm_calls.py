@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from golden_tools import left, padded, positions, right, shifted_loss
 from xglm_checkpoints import CONFIGS, load
 
 LONG = torch.long
@@ -38,33 +39,6 @@ class Inputs:
         mask[0, 1] = 0.0
         mask[1, 2] = 1.0
         return mask
-
-
-def left(lengths: list[int], width: int) -> torch.Tensor:
-    return torch.tensor([[0] * (width - n) + [1] * n for n in lengths])
-
-
-def right(lengths: list[int], width: int) -> torch.Tensor:
-    return torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
-
-
-def positions(mask: torch.Tensor) -> torch.Tensor:
-    """Positions that start at each row's first real token; zero at the leading padding."""
-    leading = (mask.cumsum(-1) == 0).sum(-1, keepdim=True)
-    return (torch.arange(mask.shape[1])[None] - leading).clamp(min=0)
-
-
-def padded(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return torch.where(mask.bool(), ids, torch.ones_like(ids))
-
-
-def shifted_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy of the labels under the logits one position earlier, without -100."""
-    log_probabilities = logits[:, :-1].log_softmax(-1)
-    targets = labels[:, 1:]
-    counts = targets != -100
-    chosen = log_probabilities.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-    return -(chosen * counts).sum() / counts.sum()
 
 
 class Recorder:

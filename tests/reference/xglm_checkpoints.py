@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from golden_tools import without_folder_names
 from transformers import XGLMConfig, XGLMForCausalLM, XGLMModel
 
 # The sizes inside a config all differ, so that no transposed or swapped axis fits by accident.
@@ -112,11 +113,7 @@ def write_formats(root: Path) -> None:
     model.model.save_pretrained(folder / "base_safetensors", safe_serialization=True)
     TFXGLMForCausalLM.from_pretrained(plain, from_pt=True).save_pretrained(folder / "tf")
     FlaxXGLMForCausalLM.from_pretrained(plain, from_pt=True).save_pretrained(folder / "flax")
-    for path in folder.glob("*/config.json"):  # the folder on this machine is nobody's business
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        path.write_text(
-            "".join(line for line in lines if "_name_or_path" not in line), encoding="utf-8"
-        )
+    without_folder_names(folder)
 
 
 def load(root: Path, case: str, base: bool = False) -> torch.nn.Module:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 from pathlib import Path
 
-import h5py
 from flax.traverse_util import flatten_dict
+from golden_tools import h5_listing, signature
 from transformers import (
     FlaxXGLMForCausalLM,
     FlaxXGLMModel,
@@ -44,58 +43,6 @@ _CLASSES = {
 }
 
 
-def _plain_value(value: object) -> object:
-    """A default value as JSON can hold it."""
-    if value is inspect.Parameter.empty:
-        return "<required>"
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return f"<{getattr(value, '__name__', type(value).__name__)}>"
-
-
-def _signature(function: object) -> list[list[object]]:
-    rows = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name == "self":
-            continue
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            rows.append([f"**{name}", None])
-        else:
-            rows.append([name, _plain_value(parameter.default)])
-    return rows
-
-
-def _strings(values: object) -> list[str]:
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
-
-
-def _h5(path: Path) -> dict:
-    with h5py.File(path, "r") as file:
-        shapes, instances = {}, set()
-        for layer in _strings(file.attrs["layer_names"]):
-            for name in _strings(file[layer].attrs["weight_names"]):
-                instance, key = name.removesuffix(":0").split("/", 1)
-                if key in shapes or key.split("/")[0] != layer:
-                    raise AssertionError(f"{name} in group {layer}: unlike the other names")
-                instances.add(instance)
-                shapes[key] = list(file[layer][name].shape)
-        layers = _strings(file.attrs["layer_names"])
-        attrs = {
-            k: (v if isinstance(v, str) else v.decode())
-            for k, v in file.attrs.items()
-            if k != "layer_names"
-        }
-        top = sorted(file.keys())
-    (instance,) = instances
-    return {
-        "shapes": shapes,
-        "instance": instance,
-        "layer_names": layers,
-        "attrs": attrs,
-        "groups": top,
-    }
-
-
 def _variant(options: dict) -> dict:
     config = XGLMConfig(**options)
     result: dict = {"config": config.to_dict(), "options": options, "classes": {}}
@@ -124,7 +71,7 @@ def _variant(options: dict) -> dict:
                     continue
                 if key == "h5":
                     other.save_pretrained(target)
-                    entry[key] = _h5(target / "tf_model.h5")
+                    entry[key] = h5_listing(target / "tf_model.h5")
                 else:
                     entry[key] = {
                         "/".join(k): list(v.shape) for k, v in flatten_dict(other.params).items()
@@ -136,11 +83,11 @@ def _variant(options: dict) -> dict:
 def manifest() -> dict:
     signatures = {}
     for pt, tf, flax in _CLASSES.values():
-        signatures[pt.__name__] = _signature(pt.forward)
-        signatures[tf.__name__] = _signature(tf.call)
-        signatures[flax.__name__] = _signature(flax.__call__)
-        signatures[f"{flax.__name__}.__init__"] = _signature(flax.__init__)
-    signatures["XGLMConfig.__init__"] = _signature(XGLMConfig.__init__)
+        signatures[pt.__name__] = signature(pt.forward)
+        signatures[tf.__name__] = signature(tf.call)
+        signatures[flax.__name__] = signature(flax.__call__)
+        signatures[f"{flax.__name__}.__init__"] = signature(flax.__init__)
+    signatures["XGLMConfig.__init__"] = signature(XGLMConfig.__init__)
     default = XGLMConfig()
     return {
         "default_config": {

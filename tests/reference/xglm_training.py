@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from xglm_calls import Inputs, padded, right, shifted_loss
+from golden_tools import padded, right, shifted_loss
+from xglm_calls import Inputs
 from xglm_checkpoints import load
 
 SGD = {"lr": 0.1}
