@@ -102,6 +102,24 @@ def test_the_bucket_never_shows(generator):
         np.testing.assert_array_equal(got, slow_greedy(generator, ids, 3))
 
 
+@pytest.mark.parametrize("option", [{"repetition_penalty": 3.0}, {"no_repeat_ngram_size": 1}])
+def test_processors_do_not_see_what_fills_the_bucket(generator, option):
+    output = generator.generate(
+        PROMPT, max_new_tokens=1, output_scores=True, return_dict_in_generate=True, **option
+    )
+    logits = generator(PROMPT).logits[0, -1]
+    np.testing.assert_allclose(output.scores[0][0, 1], logits[1], atol=2e-5)
+    assert abs(float(output.scores[0][0, 9] - logits[9])) > 1e-3  # a token of the prompt
+
+
+def test_beams_take_their_cache_along(generator):
+    options = {"max_new_tokens": 8, "num_beams": 4, "num_return_sequences": 4, **NO_END}
+    output = generator.generate(PROMPT, return_dict_in_generate=True, **options)
+    assert len({tuple(row) for row in output.beam_indices.numpy()}) > 1
+    again = generator.generate(PROMPT, use_cache=False, **options)
+    np.testing.assert_array_equal(output.sequences, again)
+
+
 def test_sampling_repeats_with_a_seed_only(generator):
     options = {"do_sample": True, "top_k": 0, "num_return_sequences": 4, "max_new_tokens": 12}
     first, second = (generator.generate(PROMPT, seed=5, **options).numpy() for _ in range(2))
