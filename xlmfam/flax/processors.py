@@ -157,8 +157,9 @@ def hurry(plan: GenerationPlan, scores: Array, steps: Array) -> Array:
     ends = jnp.asarray(plan.eos_token_id)
     late = jnp.maximum(steps - start, 0)
     gain = jnp.power(jnp.float32(factor), late) - 1.0
-    raised = scores[:, ends] + jnp.abs(scores[:, ends]) * gain
-    # A forbidden end stays forbidden: nothing times infinity is no number.
+    before = scores[:, ends]
+    # A forbidden end stays forbidden: minus infinity and infinity make no number.
+    raised = jnp.where(jnp.isinf(before), before, before + jnp.abs(before) * gain)
     return jnp.where(late > 0, scores.at[:, ends].set(raised), scores)
 
 

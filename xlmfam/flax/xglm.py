@@ -206,7 +206,7 @@ class XGLMForCausalLM(XGLMPreTrainedModel, GenerationMixin):
         """
         embeds = kwargs.get("inputs_embeds")
         inputs = embeds if embeds is not None else args[0] if args else kwargs.get("input_ids")
-        shape = () if inputs is None else np.shape(inputs)
+        shape: tuple[int, ...] = () if inputs is None else np.shape(inputs)
         if labels is not None:
             labels = jnp.asarray(labels)
             check_shape("labels", labels, tuple(shape[:2]))
