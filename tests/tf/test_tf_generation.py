@@ -114,10 +114,12 @@ def test_processors_do_not_see_what_fills_the_bucket(generator, option):
 
 def test_beams_take_their_cache_along(generator):
     options = {"max_new_tokens": 8, "num_beams": 4, "num_return_sequences": 4, **NO_END}
-    output = generator.generate(PROMPT, return_dict_in_generate=True, **options)
+    options["return_dict_in_generate"] = True
+    output = generator.generate(PROMPT, **options)
     assert len({tuple(row) for row in output.beam_indices.numpy()}) > 1
     again = generator.generate(PROMPT, use_cache=False, **options)
-    np.testing.assert_array_equal(output.sequences, again)
+    np.testing.assert_array_equal(output.sequences, again.sequences)
+    np.testing.assert_allclose(output.sequences_scores, again.sequences_scores, atol=1e-5)
 
 
 def test_sampling_repeats_with_a_seed_only(generator):
