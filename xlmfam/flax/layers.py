@@ -49,6 +49,17 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def hold_padding(vectors: Array, token_ids: Array, padding_idx: int | None) -> Array:
+    """Return (B, S, D) vectors that pass no gradient to the embedding of padding.
+
+    PyTorch's ``padding_idx``: what padding is embedded as is not learned.
+    """
+    if padding_idx is None:
+        return vectors
+    is_padding = (token_ids == padding_idx)[..., None]
+    return jnp.where(is_padding, jax.lax.stop_gradient(vectors), vectors)
+
+
 def sinusoidal_positions(
     position_ids: Array,
     width: int,

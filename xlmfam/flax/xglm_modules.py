@@ -19,6 +19,7 @@ from xlmfam.flax.cache import KeyValueCache, LayerCache, past_length
 from xlmfam.flax.layers import (
     ACTIVATION_FUNCTIONS,
     causal_lm_loss,
+    hold_padding,
     sinusoidal_positions,
     text_positions,
 )
@@ -347,7 +348,8 @@ class XGLMModule(nn.Module):
         config = self.config
         if inputs_embeds is None:
             scale = config.d_model**0.5 if config.scale_embedding else 1.0
-            inputs_embeds = self.embed_tokens(input_ids) * jnp.asarray(scale, self.dtype)
+            vectors = hold_padding(self.embed_tokens(input_ids), input_ids, config.pad_token_id)
+            inputs_embeds = vectors * jnp.asarray(scale, self.dtype)
         inputs_embeds = jnp.asarray(inputs_embeds, self.dtype)
         length = inputs_embeds.shape[1]
         start = past_length(past_key_values)

@@ -5,14 +5,24 @@ Shapes: B batch, H heads, S queries, T keys, K head width.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def masked_value(dtype: torch.dtype) -> float:
-    """Return what is added to a score to mask it: half the least value, so no sum overflows."""
-    return torch.finfo(dtype).min / 2
+class Mask(NamedTuple):
+    """What each query may see, made once per call.
+
+    Attributes:
+        bias: (B or 1, 1, S or 1, T), added to the scores.
+        blind: (B or 1, 1, S or 1, 1), true for queries that may see nothing (padding), or
+            ``None`` where there are none.
+    """
+
+    bias: Tensor
+    blind: Tensor | None
 
 
 def causal_mask(
@@ -21,8 +31,8 @@ def causal_mask(
     keys: int,
     dtype: torch.dtype,
     device: torch.device,
-) -> Tensor | None:
-    """Return the additive mask of causal attention with padding, or ``None`` where none is needed.
+) -> Mask | None:
+    """Return the mask of causal attention with padding, or ``None`` where none is needed.
 
     The queries are the last ``queries`` of the ``keys`` positions.
 
@@ -32,9 +42,6 @@ def causal_mask(
         keys: T.
         dtype: Of the scores.
         device: Of the result.
-
-    Returns:
-        (B or 1, 1, S, T), or ``None`` when every query sees every key.
     """
     allowed = None
     if queries > 1:
@@ -43,27 +50,33 @@ def causal_mask(
     if attention_mask is not None:
         seen = attention_mask.to(device=device, dtype=torch.bool)[:, None, None, :]
         allowed = seen if allowed is None else allowed & seen
-    return None if allowed is None else additive(allowed, dtype)
+    return None if allowed is None else make_mask(allowed, dtype)
 
 
-def padding_mask(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Return the additive (B, 1, 1, T) mask of a (B, T) padding mask."""
+def padding_mask(attention_mask: Tensor | None, dtype: torch.dtype) -> Mask | None:
+    """Return the mask of a (B, T) padding mask."""
     if attention_mask is None:
         return None
-    return additive(attention_mask.to(torch.bool)[:, None, None, :], dtype)
+    return make_mask(attention_mask.to(torch.bool)[:, None, None, :], dtype)
 
 
-def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return zeros where ``allowed`` and the masked value elsewhere, same shape."""
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill(~allowed, masked_value(dtype))
+def make_mask(allowed: Tensor, dtype: torch.dtype) -> Mask:
+    """Return the mask of what is ``allowed``, (B or 1, 1, S or 1, T) booleans."""
+    # A row of nothing but masked scores would lose all precision in the fused backward pass,
+    # which recomputes weights from the row's logarithmic sum. Such a row is left open instead,
+    # and its query made zero: it attends to all keys alike and passes no gradient to scores.
+    blind = ~allowed.any(-1, keepdim=True)
+    bias = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    bias = bias.masked_fill(~(allowed | blind), torch.finfo(dtype).min / 2)
+    looks = torch.compiler.is_compiling() or blind.device.type != "cpu" or bool(blind.any())
+    return Mask(bias, blind if looks else None)
 
 
 def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None = None,
+    mask: Mask | None = None,
     *,
     is_causal: bool = False,
     dropout: float = 0.0,
@@ -76,7 +89,7 @@ def attend(
         query: (B, H, S, K).
         key: (B, H, T, K).
         value: (B, H, T, K).
-        mask: Additive, broadcastable to (B, H, S, T).
+        mask: What each query may see; a query that may see nothing sees all alike.
         is_causal: Mask the future; instead of ``mask``, where S equals T.
         dropout: Probability of dropping an attention weight.
         head_mask: (H,) factor of each head.
@@ -85,16 +98,19 @@ def attend(
     Returns:
         (B, H, S, K), and the (B, H, S, T) weights or ``None``.
     """
+    if mask is not None and mask.blind is not None:
+        query = query.masked_fill(mask.blind, 0.0)
     if not need_weights and head_mask is None:
+        bias = None if mask is None else mask.bias
         mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
+            query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=is_causal
         )
         return mixed, None
     if is_causal:
         mask = causal_mask(None, query.shape[2], key.shape[2], query.dtype, query.device)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:
-        scores = scores + mask
+        scores = scores + mask.bias
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     if head_mask is not None:
         weights = weights * head_mask.to(weights.dtype)[None, :, None, None]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlmfam.common.configs import XGLMConfig
-from xlmfam.pt.attention import attend, merge_heads, split_heads
+from xlmfam.pt.attention import Mask, attend, merge_heads, split_heads
 from xlmfam.pt.cache import LayerCache
 from xlmfam.pt.layers import ACTIVATION_FUNCTIONS
 from xlmfam.pt.linear import Linear
@@ -39,7 +39,7 @@ class XGLMAttention(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         is_causal: bool = False,
         past: LayerCache | tuple[Tensor, Tensor] | None = None,
         head_mask: Tensor | None = None,
@@ -49,7 +49,7 @@ class XGLMAttention(nn.Module):
 
         Args:
             hidden: (B, S, D).
-            mask: Additive, broadcastable to (B, H, S, T).
+            mask: What each query may see.
             is_causal: Mask the future instead of ``mask``.
             past: Keys and values before.
             head_mask: (H,).
@@ -71,7 +71,7 @@ class XGLMAttention(nn.Module):
         self,
         hidden: Tensor,
         encoder: tuple[Tensor, Tensor],
-        mask: Tensor | None,
+        mask: Mask | None,
         head_mask: Tensor | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
@@ -124,11 +124,11 @@ class XGLMLayer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         is_causal: bool = False,
         past: LayerCache | tuple[Tensor, ...] | None = None,
         encoder_hidden_states: Tensor | None = None,
-        encoder_mask: Tensor | None = None,
+        encoder_mask: Mask | None = None,
         head_mask: Tensor | None = None,
         cross_head_mask: Tensor | None = None,
         need_weights: bool = False,

@@ -14,14 +14,14 @@ Tensor = Any  # tf.Tensor, symbolic or not
 
 
 def masked_value(dtype: tf.DType) -> float:
-    """Return what is added to a score to mask it: half the least value, so no sum overflows."""
+    """Return the score of what is masked: half the least value, so that no sum overflows."""
     return dtype.min / 2
 
 
 def causal_mask(
-    attention_mask: Tensor | None, start: Tensor, queries: Tensor, keys: Tensor, dtype: tf.DType
+    attention_mask: Tensor | None, start: Tensor, queries: Tensor, keys: Tensor
 ) -> Tensor:
-    """Return the additive mask of causal attention with padding.
+    """Return which keys each query may see: causal, without padding.
 
     The queries stand at ``start`` and after; keys behind a query, written or not, are masked.
 
@@ -30,36 +30,28 @@ def causal_mask(
         start: Position of the first query.
         queries: S.
         keys: T.
-        dtype: Of the scores.
 
     Returns:
-        (B or 1, 1, S, T).
+        (B or 1, 1, S, T) booleans.
     """
     rows = start + tf.range(queries)[:, None]
     allowed = (tf.range(keys)[None, :] <= rows)[None, None]
-    if attention_mask is not None:
-        allowed = allowed & tf.cast(attention_mask, tf.bool)[:, None, None, :]
-    return additive(allowed, dtype)
+    seen = padding_mask(attention_mask)
+    return allowed if seen is None else allowed & seen
 
 
-def padding_mask(attention_mask: Tensor | None, dtype: tf.DType) -> Tensor | None:
-    """Return the additive (B, 1, 1, T) mask of a (B, T) padding mask."""
+def padding_mask(attention_mask: Tensor | None) -> Tensor | None:
+    """Return the boolean (B, 1, 1, T) mask of a (B, T) padding mask."""
     if attention_mask is None:
         return None
-    return additive(tf.cast(attention_mask, tf.bool)[:, None, None, :], dtype)
-
-
-def additive(allowed: Tensor, dtype: tf.DType) -> Tensor:
-    """Return zeros where ``allowed`` and the masked value elsewhere, same shape."""
-    zero, masked = tf.constant(0, dtype), tf.constant(masked_value(dtype), dtype)
-    return tf.where(allowed, zero, masked)
+    return tf.cast(attention_mask, tf.bool)[:, None, None, :]
 
 
 def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
     *,
     drop: Callable[[Tensor], Tensor] | None = None,
     head_mask: Tensor | None = None,
@@ -70,7 +62,7 @@ def attend(
         query: (B, H, S, K).
         key: (B, H, T, K).
         value: (B, H, T, K).
-        mask: Additive, broadcastable to (B, H, S, T).
+        allowed: Booleans, broadcastable to (B, H, S, T); a row with none sees all alike.
         drop: Drops some of the weights, in training.
         head_mask: (H,) factor of each head.
 
@@ -79,8 +71,9 @@ def attend(
     """
     scale = tf.cast(query.shape[-1] ** -0.5, query.dtype)
     scores = tf.matmul(query * scale, key, transpose_b=True)
-    if mask is not None:
-        scores = scores + mask
+    if allowed is not None:
+        # Not a sum: what is masked passes no gradient, even where a row is masked altogether.
+        scores = tf.where(allowed, scores, tf.cast(masked_value(scores.dtype), scores.dtype))
     weights = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32)), query.dtype)
     if head_mask is not None:
         weights = weights * tf.cast(head_mask, weights.dtype)[None, :, None, None]

@@ -88,6 +88,17 @@ class Embedding(TableLayer):
         return tf.reshape(logits, [*rows, table.shape[0]])
 
 
+def hold_padding(vectors: Tensor, token_ids: Tensor, padding_idx: int | None) -> Tensor:
+    """Return (B, S, D) vectors that pass no gradient to the embedding of padding.
+
+    PyTorch's ``padding_idx``: what padding is embedded as is not learned.
+    """
+    if padding_idx is None:
+        return vectors
+    is_padding = tf.equal(token_ids, tf.cast(padding_idx, token_ids.dtype))[..., None]
+    return tf.where(is_padding, tf.stop_gradient(vectors), vectors)
+
+
 def _gelu_tanh(x: Tensor) -> Tensor:
     return tf.nn.gelu(x, approximate=True)
 

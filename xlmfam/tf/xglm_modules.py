@@ -31,6 +31,7 @@ from xlmfam.tf.layers import (
     LayerNorm,
     Linear,
     TableLayer,
+    hold_padding,
     sinusoidal_positions,
     text_positions,
 )
@@ -69,7 +70,7 @@ class XGLMAttention(TableLayer):
 
         Args:
             hidden: (B, S, D).
-            mask: Additive, broadcastable to (B, H, S, T).
+            mask: Booleans, broadcastable to (B, H, S, T): what each query may see.
             past: Keys and values before.
             head_mask: (H,).
             dropper: Drops weights in training.
@@ -229,7 +230,7 @@ class XGLMDecoder(TableLayer):
         self._check_encoder(hidden, encoder_hidden_states, encoder_attention_mask)
         head_masks = self._head_masks("head_mask", head_mask)
         cross_head_masks = self._head_masks("cross_attn_head_mask", cross_attn_head_mask)
-        encoder_mask = padding_mask(encoder_attention_mask, hidden.dtype)
+        encoder_mask = padding_mask(encoder_attention_mask)
 
         states: list[Tensor] = []
         attentions: list[Tensor] = []
@@ -267,9 +268,10 @@ class XGLMDecoder(TableLayer):
         return tf.cast(tf.bitwise.bitwise_and(self.seeds.next(), tf.int32.max), tf.int32)
 
     def _embed(self, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values):
-        """Return embeddings (B, S, D) and the additive mask, or ``None`` where none is needed."""
+        """Return embeddings (B, S, D) and what each query may see, ``None`` for everything."""
         if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+            vectors = self.embed_tokens(input_ids)
+            inputs_embeds = hold_padding(vectors, input_ids, self.config.pad_token_id)
             inputs_embeds = inputs_embeds * tf.cast(self.embed_scale, inputs_embeds.dtype)
         batch, length, _ = sizes(inputs_embeds)
         start = past_length(past_key_values)
@@ -296,7 +298,7 @@ class XGLMDecoder(TableLayer):
         hidden = inputs_embeds + vectors
         if attention_mask is None and not fixed and columns == 1:
             return hidden, None
-        return hidden, causal_mask(attention_mask, start, length, keys, hidden.dtype)
+        return hidden, causal_mask(attention_mask, start, length, keys)
 
     def _check_encoder(self, hidden, encoder_hidden_states, encoder_attention_mask) -> None:
         if encoder_hidden_states is None:
