@@ -125,9 +125,10 @@ def _labelled(make):
         made = make(config, rng)
         labels = token_ids(config, rng)
         labels[rng.random(labels.shape) < 0.2] = -100
-        # What a pad predicts means nothing, so the label behind one does not count either.
-        mask = np.pad(made["attention_mask"][:, :-1], ((0, 0), (1, 0)))
-        labels[mask == 0] = -100
+        # As users make them: what the last pad before a text predicts does count.
+        labels[made["attention_mask"] == 0] = -100
+        # A pad token that is not masked: nothing is learned for it.
+        made["input_ids"][0, LENGTH // 2] = config.pad_token_id
         return {**made, "labels": labels}
 
     return inputs
