@@ -3,10 +3,10 @@
 import msgpack
 import numpy as np
 import pytest
-from xlmfam.conversion.formats import flax_msgpack, msgpack_scan
 
 from xlmfam.common.checkpoints.files import open_checkpoint, save_checkpoint
 from xlmfam.common.errors import CheckpointError
+from xlmfam.conversion.formats import flax_msgpack, msgpack_scan
 
 NAMES = [f"model/layers/{i}/fc/kernel" for i in range(10)] + ["model/norm/scale", "bias"]
 

@@ -8,10 +8,10 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from xlmfam.conversion.formats import pytorch_bin
 
 from xlmfam.common.checkpoints.files import open_checkpoint, save_checkpoint
 from xlmfam.common.errors import CheckpointError
+from xlmfam.conversion.formats import pytorch_bin
 
 torch = pytest.importorskip("torch")
 

@@ -5,10 +5,10 @@ import json
 import h5py
 import numpy as np
 import pytest
-from xlmfam.conversion.formats import tf_h5
 
 from xlmfam.common.checkpoints.files import open_checkpoint, save_checkpoint
 from xlmfam.common.errors import CheckpointError
+from xlmfam.conversion.formats import tf_h5
 
 NAMES = [f"model/layers.{i}/fc/kernel" for i in range(10)] + ["lm_head/kernel", "loose"]
 CLASS = "XGLMForCausalLM"
