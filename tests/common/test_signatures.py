@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from xlmfam.common.parameters import TABLES
+
+FOLDER = Path(__file__).parents[1] / "data" / "manifests"
 MANIFESTS = {
-    path.stem: json.loads(path.read_text())["signatures"]
-    for path in sorted((Path(__file__).parents[1] / "data" / "manifests").glob("*.json"))
+    name: json.loads((FOLDER / f"{name}.json").read_text())["signatures"] for name in TABLES
 }
 PREFIX = {"pt": "", "tf": "TF", "flax": "Flax"}
 CALL = {"pt": "forward", "tf": "call", "flax": "__call__"}

@@ -141,7 +141,7 @@ def test_base_and_head_load_into_each_other(backend, entry, checkpoint, written,
 
 # ---- what transformers wrote ----------------------------------------------------------------
 
-THEIRS = sorted(path for path in folder("xglm").parent.glob("*/*_formats/*") if path.is_dir())
+THEIRS = sorted(path for name in FAMILIES for path in folder(name).glob("*_formats/*"))
 
 
 @pytest.mark.parametrize("path", THEIRS, ids=lambda path: path.name)
