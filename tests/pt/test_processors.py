@@ -59,3 +59,10 @@ def test_every_case_that_changes_something_is_seen_to():
         if not np.array_equal(STORED[case["expected"]], SCORES.numpy())
     ]
     assert len(changed) > len(SECTION["cases"]) * 0.6
+
+
+def test_a_forbidden_end_is_not_hurried():
+    options = {"eos_token_id": 2, "min_length": 30, "exponential_decay_length_penalty": (0, 1.5)}
+    came = run({**options, "prompt_length": IDS.shape[1] - 1}).numpy()
+    assert np.isneginf(came[:, 2]).all()
+    assert not np.isnan(came).any()

@@ -120,8 +120,10 @@ def hurry(plan: GenerationPlan, scores: Tensor, length: int) -> Tensor:
     if late <= 0 or not plan.eos_token_id:
         return scores
     ends = torch.tensor(plan.eos_token_id, device=scores.device)
-    raised = scores[:, ends] + scores[:, ends].abs() * (factor**late - 1)
-    return scores.index_copy(1, ends, raised)
+    before = scores[:, ends]
+    raised = before + before.abs() * (factor**late - 1)
+    # A forbidden end stays forbidden: minus infinity and infinity make no number.
+    return scores.index_copy(1, ends, torch.where(before.isinf(), before, raised))
 
 
 def keep_top_k(scores: Tensor, k: int) -> Tensor:

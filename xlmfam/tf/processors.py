@@ -184,7 +184,9 @@ def hurry(plan: GenerationPlan, scores: Tensor, new_tokens: Tensor) -> Tensor:
         return scores
     late = tf.cast(tf.maximum(new_tokens - start, 0), scores.dtype)
     raised = scores + tf.abs(scores) * (tf.pow(tf.constant(factor, scores.dtype), late) - 1)
-    return tf.where(tf.constant(_among(plan.eos_token_id, scores)) & (late > 0), raised, scores)
+    # A forbidden end stays forbidden: minus infinity and infinity make no number.
+    ends = tf.constant(_among(plan.eos_token_id, scores)) & ~tf.math.is_inf(scores)
+    return tf.where(ends & (late > 0), raised, scores)
 
 
 def keep_top_k(scores: Tensor, k: int) -> Tensor:
