@@ -104,14 +104,16 @@ def h5_listing(path: Path) -> dict:
     import h5py
 
     with h5py.File(path, "r") as file:
-        shapes, instances = {}, set()
+        shapes, repeated, instances = {}, {}, set()
         for layer in _strings(file.attrs["layer_names"]):
             for name in _strings(file[layer].attrs["weight_names"]):
                 instance, key = name.removesuffix(":0").split("/", 1)
-                if key in shapes or key.split("/")[0] != layer:
-                    raise AssertionError(f"{name} in group {layer}: unlike the other names")
+                shape = list(file[layer][name].shape)
                 instances.add(instance)
-                shapes[key] = list(file[layer][name].shape)
+                if key.split("/")[0] != layer:  # a tied weight, once more in the group of the head
+                    repeated.setdefault(layer, {})[key] = shape
+                elif shapes.setdefault(key, shape) is not shape:
+                    raise AssertionError(f"{name} stands twice in group {layer}")
         layers = _strings(file.attrs["layer_names"])
         attrs = {
             k: (v if isinstance(v, str) else v.decode())
@@ -122,6 +124,7 @@ def h5_listing(path: Path) -> dict:
     (instance,) = instances
     return {
         "shapes": shapes,
+        **({"repeated": repeated} if repeated else {}),
         "instance": instance,
         "layer_names": layers,
         "attrs": attrs,

@@ -136,8 +136,8 @@ class Recorder:
 
         A step is a dict: `inputs`, and optionally `flags`, `rows` (a causal batch: run row by row),
         `raw` (record also the reference's own main output and loss, which must not be matched),
-        `valid` (which query positions count), `light` (store only the main outputs), `whole` (a step
-        with a cache whose numbers come from the forward pass without one: from where on).
+        `valid` (which query positions count), `light` (store only the main outputs), `whole` (a
+        step with a cache whose numbers come from the forward pass without one: from where on).
         """
         overrides = overrides or {}
         cls = cls or CHECKPOINTS[self.checkpoint][0]
@@ -291,7 +291,7 @@ def _masked(recorder: Recorder) -> None:
         ALL,
         notes="Hidden states at padding are zero; attention weights there are not.",
     )
-    call("lengths", {"input_ids": make.ids(3, 7), "lengths": mask.sum(-1)}, ALL)
+    call("lengths", {"input_ids": make.ids(3, 7), "lengths": mask.sum(-1)}, ALL, light=True)
     call(
         "lengths_from_padding",
         {"input_ids": text},
@@ -322,8 +322,13 @@ def _masked(recorder: Recorder) -> None:
         },
     )
     call("head_mask", {"input_ids": ids, "head_mask": make.heads()}, ALL)
-    call("head_mask_one_row", {"input_ids": ids, "head_mask": make.heads()[0]}, ALL)
-    call("inputs_embeds", {"inputs_embeds": make.vectors(2, 6), "langs": make.langs(2, 6)}, ALL)
+    call("head_mask_one_row", {"input_ids": ids, "head_mask": make.heads()[0]}, ALL, light=True)
+    call(
+        "inputs_embeds",
+        {"inputs_embeds": make.vectors(2, 6), "langs": make.langs(2, 6)},
+        ALL,
+        light=True,
+    )
     call(
         "inputs_embeds_lengths",
         {"inputs_embeds": make.vectors(2, 6), "lengths": torch.tensor([6, 4])},

@@ -89,7 +89,7 @@ CHECKPOINTS: dict[str, tuple[str, dict, int]] = {
 
 # The causal checkpoint is the one that generates: a sharp head that leans to the end token.
 _HEAD_STD = 0.7
-_EOS_LEAN = 0.35
+_EOS_LEAN = 1.0
 
 
 def sinusoids(rows: int, width: int) -> torch.Tensor:
