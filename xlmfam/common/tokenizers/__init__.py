@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .truncation import TruncationStrategy
     from .xglm import XGLMTokenizer
     from .xglm_fast import XGLMTokenizerFast
+    from .xlm import XLMTokenizer
 
 _WHERE = {
     "AddedToken": "tokenizers",
@@ -33,6 +34,7 @@ _WHERE = {
     "TruncationStrategy": ".truncation",
     "XGLMTokenizer": ".xglm",
     "XGLMTokenizerFast": ".xglm_fast",
+    "XLMTokenizer": ".xlm",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "TruncationStrategy",
     "XGLMTokenizer",
     "XGLMTokenizerFast",
+    "XLMTokenizer",
 ]
 
 

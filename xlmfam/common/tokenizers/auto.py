@@ -25,6 +25,7 @@ TOKENIZERS: dict[str, Entry] = {
         "xlmfam.common.tokenizers.xglm:XGLMTokenizer",
         "xlmfam.common.tokenizers.xglm_fast:XGLMTokenizerFast",
     ),
+    "xlm": Entry("xlmfam.common.tokenizers.xlm:XLMTokenizer", None),
 }
 
 
