@@ -264,6 +264,9 @@ def test_resize(tied, ids):
     close(model(ids, params=params).logits, before)
     with pytest.raises(XlmfamError, match="positive"):
         model.resize_token_embeddings(-1)
+    with pytest.raises(XlmfamError, match="pad_token_id"):
+        model.resize_token_embeddings(1)  # would leave the padding token outside
+    assert model.config.vocab_size == 61
 
 
 def test_embedding_passed_in(config):

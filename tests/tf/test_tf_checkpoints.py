@@ -98,6 +98,9 @@ def test_resizing_keeps_what_both_sizes_have(tied):
     assert len(model.trainable_variables) == len(before)
     with pytest.raises(XlmfamError, match="positive"):
         model.resize_token_embeddings(-1)
+    with pytest.raises(XlmfamError, match="pad_token_id"):
+        model.resize_token_embeddings(1)  # would leave the padding token outside
+    assert model.config.vocab_size == 37
 
 
 def test_setting_the_embedding_moves_the_head_too(model):

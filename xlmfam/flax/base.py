@@ -289,8 +289,9 @@ class PreTrainedModel:
             return unflatten_dict(old)
         if new_num_tokens < 1:
             raise XlmfamError(f"new_num_tokens must be positive, got {new_num_tokens}")
+        # Raises for a size that cannot be before anything has changed.
+        type(self.config).from_dict(self.config.to_dict(), vocab_size=new_num_tokens)
         self.config.vocab_size = new_num_tokens
-        self.config.validate()
         std = self.table.init_std(self.config)
         for index, (path, row) in enumerate(self.paths().items()):
             if layout_shape(row, "flax") != old[path].shape:

@@ -217,8 +217,9 @@ class PreTrainedModel(TrainingMixin, keras.Model):
         if new_num_tokens < 1:
             raise XlmfamError(f"new_num_tokens must be positive, got {new_num_tokens}")
         old = self.expected_parameters()
+        # Raises for a size that cannot be before anything has changed.
+        type(self.config).from_dict(self.config.to_dict(), vocab_size=new_num_tokens)
         self.config.vocab_size = new_num_tokens
-        self.config.validate()
         for name, parameter in self.expected_parameters().items():
             if parameter.shape != old[name].shape and parameter.tied_to is None:
                 self._resize(parameter)
@@ -430,3 +431,6 @@ def as_array(value: Any) -> np.ndarray:
     if isinstance(value, tf.IndexedSlices):
         value = tf.convert_to_tensor(value)
     return value.numpy() if hasattr(value, "numpy") else np.asarray(value)
+
+
+TFPreTrainedModel = PreTrainedModel
