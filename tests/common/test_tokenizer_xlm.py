@@ -313,10 +313,12 @@ def test_added_tokens_change_what_is_remembered(tokenizer):
     assert after == [*LOWER("the river")["input_ids"][:-1], len(LOWER), 1] != before
     tokenizer.add_tokens(["ri"])
     assert tokenizer("the mill")["input_ids"] == LOWER("the mill")["input_ids"]
-    unknown = tokenizer("\u4e00")["input_ids"]
-    assert unknown == [0, 3, 1]
+    assert tokenizer("\u4e00")["input_ids"] == [0, 3, 1]
+    tokenizer.add_tokens("\u4e00</w>")  # a piece of a word, as the reference takes it too
+    assert tokenizer("\u4e00")["input_ids"] == [0, len(tokenizer) - 1, 1]
+    assert tokenizer("\u4e01")["input_ids"] == [0, 3, 1]
     tokenizer.unk_token = "<special5>"
-    assert tokenizer("\u4e00")["input_ids"] == [0, 9, 1]
+    assert tokenizer("\u4e01")["input_ids"] == [0, 9, 1]
 
 
 def test_capitals_do_not_hide_added_tokens(tokenizer):
