@@ -166,7 +166,10 @@ def test_a_hub_that_is_down_is_asked_once(monkeypatch, hub):
 @pytest.mark.parametrize(
     "name", ["./none", "/none/at/all", "a/b/c", "~/none", "a--b/c", "../x", ".\\x"]
 )
-def test_what_can_only_be_a_path_is_never_asked_for(hub, name):
+def test_what_can_only_be_a_path_is_never_asked_for(hub, name, tmp_path, monkeypatch):
+    here = tmp_path / "outer" / "here"  # "../x" may be there where the tests were started
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
     with pytest.raises(CheckpointError, match="no such folder"):
         resolve_file(name, "config.json")
     assert hub.asked == []
