@@ -46,6 +46,7 @@ def assert_caught(backend, name, path=PLAIN, **options):
 @pytest.fixture
 def replace(backend, monkeypatch):
     """Wrap a function wherever the backend's modules have it."""
+    backend.cls(HEAD)  # imports them
 
     def wrap(name, wrapper):
         modules = [m for n, m in sys.modules.items() if n.startswith(f"xlmfam.{backend.name}.")]
