@@ -23,6 +23,7 @@ from xlmfam.common.checkpoints.models import (
     pop_loading_arguments,
     save_parameters,
 )
+from xlmfam.common.checkpoints.raw import aligned_copy, is_aligned
 from xlmfam.common.checks import check_token_range
 from xlmfam.common.configs.base import PretrainedConfig, dtype_name, pop_hub_arguments
 from xlmfam.common.errors import ConfigError, XlmfamError
@@ -42,7 +43,6 @@ from xlmfam.common.parameters.sharding import DEFAULT_RULES
 Model = TypeVar("Model", bound="PreTrainedModel")
 Params = dict[str, Any]
 Path_ = tuple[str, ...]
-XLA_ALIGNMENT = 64  # bytes
 
 
 class PreTrainedModel:
@@ -449,11 +449,9 @@ def on_device(array: np.ndarray) -> Array:
     JAX copies in the background, and what it copies from is freed late: memory would grow by a
     fifth while loading. It takes memory over as it is when it is aligned as XLA wants it.
     """
-    room = np.empty(array.nbytes + XLA_ALIGNMENT, np.uint8)
-    begin = -room.ctypes.data % XLA_ALIGNMENT
-    aligned = room[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
-    np.copyto(aligned, array)
-    return jax.device_put(aligned)
+    if not is_aligned(array):
+        array = aligned_copy(array)
+    return jax.device_put(array)
 
 
 def cast(params: Params, dtype: Any, mask: Params | None = None) -> Params:

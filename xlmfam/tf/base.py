@@ -22,6 +22,7 @@ from xlmfam.common.checkpoints.models import (
     pop_loading_arguments,
     save_parameters,
 )
+from xlmfam.common.checkpoints.raw import aligned_copy, is_aligned
 from xlmfam.common.checks import check_token_range
 from xlmfam.common.configs.base import PretrainedConfig, dtype_name, pop_hub_arguments
 from xlmfam.common.errors import ConfigError, XlmfamError
@@ -116,7 +117,7 @@ class PreTrainedModel(TrainingMixin, keras.Model):
         def values(shape, dtype):  # noqa: ARG001
             if value is None:
                 return initial(parameter, std, dtype)
-            return tf.convert_to_tensor(value, dtype)
+            return from_array(value, dtype)
 
         variable = owner.add_weight(
             shape=layout_shape(parameter, "keras"),
@@ -188,7 +189,8 @@ class PreTrainedModel(TrainingMixin, keras.Model):
             owner, leaf = self._place(parameter)
             setattr(owner, leaf, table)
         else:
-            self._create(parameter, table)
+            # A copy: the caller may go on changing the array.
+            self._create(parameter, table.copy() if isinstance(table, np.ndarray) else table)
 
     def get_output_embeddings(self) -> keras.layers.Layer | None:
         """Return the layer that has the projection to the vocabulary, or ``None``."""
@@ -406,6 +408,20 @@ def initial(parameter: Parameter, std: float, dtype: str) -> Tensor:
         empty = tf.zeros((1, *shape[1:]), dtype)
         values = tf.tensor_scatter_nd_update(values, [[parameter.padding_row]], empty)
     return values
+
+
+def from_array(array: Any, dtype: str) -> Tensor:
+    """Return a tensor of an array that nobody changes any more.
+
+    TensorFlow copies what it converts, twice; memory that is aligned it takes over as it is.
+    """
+    if not (isinstance(array, np.ndarray) and tf.executing_eagerly()):
+        return tf.convert_to_tensor(array, dtype)
+    if array.dtype.name != dtype or array.dtype.kind != "f" or not array.size:
+        return tf.convert_to_tensor(array, dtype)  # bfloat16 among others
+    if not (is_aligned(array) and array.flags.writeable):
+        array = aligned_copy(array)
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def keras_dtype(dtype: Any) -> keras.dtype_policies.DTypePolicy:

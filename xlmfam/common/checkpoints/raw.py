@@ -17,6 +17,8 @@ from xlmfam.common.checkpoints.source import TensorSpec, describe
 from xlmfam.common.errors import CheckpointError
 
 ReadTensor = Callable[[str], np.ndarray]
+# What the frameworks' kernels want; JAX and TensorFlow take aligned arrays over without a copy.
+ALIGNMENT = 64
 
 
 def open_binary(path: Path) -> tuple[BinaryIO, int]:
@@ -62,9 +64,28 @@ def read_bytes_into(file: BinaryIO, offset: int, out: np.ndarray, path: Path) ->
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def aligned_empty(nbytes: int) -> np.ndarray:
+    """Return a uint8 array of ``nbytes`` whose address is a multiple of ``ALIGNMENT``."""
+    room = np.empty(nbytes + ALIGNMENT, np.uint8)
+    begin = -room.ctypes.data % ALIGNMENT
+    return room[begin : begin + nbytes]
+
+
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """Return a row-major copy that lies as ``aligned_empty`` makes it."""
+    copy = aligned_empty(array.nbytes).view(array.dtype).reshape(array.shape)
+    np.copyto(copy, array)
+    return copy
+
+
+def is_aligned(array: np.ndarray) -> bool:
+    """Whether a row-major array lies as ``aligned_empty`` makes it."""
+    return array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
+
+
 def read_array(file: BinaryIO, offset: int, spec: TensorSpec, path: Path) -> np.ndarray:
     """Read one row-major, little-endian tensor; arguments as in `read_bytes_into`."""
-    buffer = np.empty(spec.nbytes, np.uint8)
+    buffer = aligned_empty(spec.nbytes)
     read_bytes_into(file, offset, buffer, path)
     return buffer.view(spec.dtype).reshape(spec.shape)
 
