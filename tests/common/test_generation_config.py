@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from xlmfam import GenerationConfig, XGLMConfig
@@ -139,3 +140,26 @@ def test_plans_are_hashable_and_equal_by_value():
     assert plan(**options) == plan(**options)
     assert plan(**options) != plan(top_k=2, **options)
     assert plan(top_k=None, top_p=None, typical_p=None).top_k == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exponential_decay_length_penalty": 3}, r"\(start, factor\), got 3"),
+        ({"length_penalty": None}, "length_penalty must be a number, got None"),
+        ({"seed": "a"}, "seed must be an integer of 64 bits, got 'a'"),
+        ({"seed": 2**70}, "seed must be an integer of 64 bits"),
+        ({"eos_token_id": "2"}, "eos_token_id must be one id or a list of ids, got '2'"),
+        ({"suppress_tokens": ["a"]}, "suppress_tokens must be one id or a list of ids"),
+        ({"bad_words_ids": [["a"]]}, "bad_words_ids must be one id or a list of ids"),
+        ({"pad_token_id": "x"}, "pad_token_id must be one id, got 'x'"),
+    ],
+)
+def test_wrong_kinds_of_options_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(max_new_tokens=2, **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    made = plan(max_new_tokens=np.int64(2), eos_token_id=np.int64(2))
+    assert (made.max_length, made.eos_token_id) == (6, (2,))

@@ -196,6 +196,17 @@ def test_exported_model_serves(model, batch, tmp_path):
 
 
 @pytest.mark.slow
+def test_exported_model_serves_a_given_signature(model, batch, tmp_path):
+    ids = tf.constant(batch["input_ids"], tf.int32)
+    signature = [{"input_ids": tf.TensorSpec((None, None), tf.int32)}]
+    model.export(tmp_path / "saved", input_signature=signature)
+    saved = tf.saved_model.load(str(tmp_path / "saved"))
+    np.testing.assert_allclose(
+        saved.serve({"input_ids": ids})["logits"], model(ids).logits, atol=2e-5
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mirrored", "one device"])
 def test_distribution_strategies(kind, text):
     device = "/cpu:0"

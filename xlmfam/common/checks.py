@@ -18,12 +18,18 @@ def check_inputs(input_ids: Any, inputs_embeds: Any, width: int) -> None:
     if (input_ids is None) == (inputs_embeds is None):
         given = "both" if input_ids is not None else "neither"
         raise XlmfamError(f"give either input_ids or inputs_embeds: {given} came")
-    if input_ids is not None and len(input_ids.shape) != 2:
-        raise XlmfamError(f"input_ids must be (batch, sequence), got {tuple(input_ids.shape)}")
-    if inputs_embeds is not None:
-        shape = tuple(inputs_embeds.shape)
-        if len(shape) != 3 or shape[-1] != width:
-            raise XlmfamError(f"inputs_embeds must be (batch, sequence, {width}), got {shape}")
+    name, value = ("input_ids", input_ids)
+    if input_ids is None:
+        name, value = ("inputs_embeds", inputs_embeds)
+    if not hasattr(value, "shape"):
+        raise XlmfamError(f"{name} must be a tensor, got a {type(value).__name__}")
+    shape = tuple(value.shape)
+    if input_ids is not None and len(shape) != 2:
+        raise XlmfamError(f"input_ids must be (batch, sequence), got {shape}")
+    if inputs_embeds is not None and (len(shape) != 3 or shape[-1] != width):
+        raise XlmfamError(f"inputs_embeds must be (batch, sequence, {width}), got {shape}")
+    if shape[1] == 0:
+        raise XlmfamError(f"{name} needs at least one token in a row, got {shape}")
 
 
 def check_shape(name: str, value: Any, *allowed: tuple[int | None, ...]) -> None:
@@ -38,6 +44,39 @@ def check_shape(name: str, value: Any, *allowed: tuple[int | None, ...]) -> None
             return
     shapes = " or ".join(str(wanted).replace("None", "*") for wanted in allowed)
     raise XlmfamError(f"{name} must have shape {shapes}, got {shape}")
+
+
+def check_past(past: Any, layers: int, *shape: int | None) -> None:
+    """Raise ``XlmfamError`` unless past keys and values, as plain tuples, fit the model.
+
+    Args:
+        past: One tuple per layer that begins with a key and a value.
+        layers: Number of layers.
+        *shape: Of a key, (B, H, ``None``, K).
+    """
+    if len(past) != layers:
+        raise XlmfamError(
+            f"past_key_values must have one (key, value) for each of the {layers} layers, "
+            f"got {len(past)}"
+        )
+    for layer in past:
+        for value in layer[:2]:
+            check_shape("a key or value of past_key_values", value, shape)
+
+
+def check_cache(rows: int | None, batch: int | None, room: int, tokens: int | None) -> None:
+    """Raise ``XlmfamError`` for a preallocated cache that is too small; ``None`` is unknown.
+
+    Args:
+        rows: Rows of the cache.
+        batch: Rows of the inputs.
+        room: Most tokens that it holds.
+        tokens: Tokens that it is to hold, those of this call included.
+    """
+    if rows is not None and batch is not None and rows != batch:
+        raise XlmfamError(f"the cache in past_key_values has {rows} rows, the inputs have {batch}")
+    if tokens is not None and tokens > room:
+        raise XlmfamError(f"the cache holds {room} tokens, {tokens} are needed")
 
 
 def check_token_range(name: str, least: int, most: int, vocab_size: int) -> None:

@@ -79,9 +79,9 @@ def attend(
     batch, heads, length, width = query.shape
     query = query * jnp.asarray(width**-0.5, query.dtype)
     # One batch axis, see KeyValueCache.
-    query, key, value = (x.reshape(batch * heads, -1, width) for x in (query, key, value))
+    query, key, value = (x.reshape(batch * heads, x.shape[-2], width) for x in (query, key, value))
     scores = jnp.einsum("nsk,ntk->nst", query, key, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, heads, length, -1)
+    scores = scores.reshape(batch, heads, length, key.shape[1])
     if allowed is not None:
         scores = jnp.where(allowed, scores, masked_value(scores.dtype))
     weights = jax.nn.softmax(scores, -1).astype(query.dtype)
@@ -92,7 +92,7 @@ def attend(
         kept = jax.random.bernoulli(dropout_rng, 1.0 - dropout, weights.shape)
         # Dropping everything leaves zeros, not a division by zero.
         dropped = jnp.where(kept, weights / max(1.0 - dropout, 1e-30), 0.0).astype(weights.dtype)
-    mixed = jnp.einsum("nst,ntk->nsk", dropped.reshape(batch * heads, length, -1), value)
+    mixed = jnp.einsum("nst,ntk->nsk", dropped.reshape(batch * heads, length, key.shape[1]), value)
     return mixed.reshape(batch, heads, length, width), weights if need_weights else None
 
 

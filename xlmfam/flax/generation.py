@@ -91,13 +91,13 @@ class GenerationMixin:
         """
         extra = {name: kwargs.pop(name) for name in MODEL_ARGUMENTS if name in kwargs}
         extra = {name: jnp.asarray(x) for name, x in extra.items() if x is not None}
-        options = (generation_config or self.generation_config).update(**kwargs)
+        options = self.generation_config.or_given(generation_config, **kwargs)
         prompt = self._prompt(inputs if input_ids is None else input_ids, options)
         plan = plan_generation(options, prompt.shape[1], self.config.vocab_size)
         if attention_mask is not None and not hasattr(attention_mask, "shape"):
             attention_mask = np.asarray(attention_mask)
         check_shape("attention_mask", attention_mask, tuple(prompt.shape))
-        check_encoder(self.config, extra, prompt.shape[0])
+        check_extra(self.config, extra, prompt.shape[0])
         mask = padding_of(prompt, attention_mask, plan)
         if prng_key is None:
             prng_key = jax.random.key(options.seed or 0)
@@ -204,8 +204,11 @@ def without_lengths(plan: GenerationPlan) -> GenerationPlan:
     return dataclasses.replace(plan, prompt_length=0, max_length=0, min_length=0)
 
 
-def check_encoder(config: Any, extra: dict[str, Array], batch: int) -> None:
-    """Raise ``XlmfamError`` for an encoder's states that the model or the prompts do not fit."""
+def check_extra(config: Any, extra: dict[str, Array], batch: int) -> None:
+    """Raise ``XlmfamError`` for more arguments that the model or the prompts do not fit."""
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    for name in ("head_mask", "cross_attn_head_mask"):
+        check_shape(name, extra.get(name), (layers, heads), (heads,))
     states = extra.get("encoder_hidden_states")
     if states is None:
         return

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from xlmfam.common.checks import check_inputs, check_shape
+from xlmfam.common.checks import check_cache, check_inputs, check_past, check_shape
 from xlmfam.common.configs import XGLMConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.flax.base import Params, PreTrainedModel, is_concrete
@@ -144,9 +144,11 @@ class XGLMPreTrainedModel(PreTrainedModel):
         check_inputs(input_ids, inputs_embeds, config.d_model)
         self.check_ids("input_ids", input_ids)
         batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
-        check_mask(attention_mask, past_key_values, batch, length)
-        check_shape("position_ids", position_ids, (batch, length), (1, length), (length,))
         layers, heads = config.num_layers, config.attention_heads
+        if past_key_values is not None and not isinstance(past_key_values, KeyValueCache):
+            check_past(past_key_values, layers, batch, heads, None, config.d_model // heads)
+        check_mask(attention_mask, past_key_values, batch, length, heads)
+        check_shape("position_ids", position_ids, (batch, length), (1, length), (length,))
         check_shape("head_mask", head_mask, (layers, heads), (heads,))
         check_shape("cross_attn_head_mask", cross_attn_head_mask, (layers, heads), (heads,))
         if encoder_hidden_states is None:
@@ -212,6 +214,7 @@ class XGLMForCausalLM(XGLMPreTrainedModel, GenerationMixin):
             check_shape("labels", labels, tuple(shape[:2]))
             if last_logits_only:
                 raise XlmfamError("labels need the logits of all positions, not the last one's")
+            self.check_ids("labels", jnp.where(labels == -100, jnp.zeros_like(labels), labels))
         if last_logits_only and len(shape) > 1:  # other shapes are refused below
             kwargs["logits_at"] = shape[1] - 1
         return super().__call__(*args, labels=labels, **kwargs)
@@ -225,7 +228,7 @@ def as_arrays(**values: Any) -> dict[str, Any]:
     }
 
 
-def check_mask(attention_mask: Any, past: Past | None, batch: int, length: int) -> None:
+def check_mask(attention_mask: Any, past: Past | None, batch: int, length: int, heads: int) -> None:
     """Raise ``XlmfamError`` for an attention mask or a cache that ``length`` tokens do not fit."""
     if not isinstance(past, KeyValueCache):
         total = int(past_length(past)) + length
@@ -236,7 +239,5 @@ def check_mask(attention_mask: Any, past: Past | None, batch: int, length: int) 
         raise XlmfamError(
             f"attention_mask reaches {attention_mask.shape[1]} tokens, the cache {past.max_length}"
         )
-    if length > past.max_length or (
-        is_concrete(past.length) and int(past.length) + length > past.max_length
-    ):
-        raise XlmfamError(f"the cache holds {past.max_length} tokens, more are needed")
+    tokens = int(past.length) + length if is_concrete(past.length) else length
+    check_cache(past.keys[0].shape[0] // heads, batch, past.max_length, tokens)

@@ -302,7 +302,11 @@ class PreTrainedModel(nn.Module):
 
     def check_ids(self, name: str, token_ids: Tensor | None) -> None:
         """Raise ``XlmfamError`` for ids outside the vocabulary, where looking is cheap."""
-        if token_ids is None or torch.compiler.is_compiling() or token_ids.device.type != "cpu":
+        if token_ids is None or torch.compiler.is_compiling():
+            return
+        if not isinstance(token_ids, Tensor):
+            raise XlmfamError(f"{name} must be a torch tensor, got a {type(token_ids).__name__}")
+        if token_ids.device.type != "cpu":
             return
         if token_ids.dtype.is_floating_point or token_ids.dtype is torch.bool:
             raise XlmfamError(f"{name} must hold integers, got {token_ids.dtype}")

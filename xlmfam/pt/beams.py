@@ -79,7 +79,10 @@ class Beams:
         count = max(2, 1 + len(self.plan.eos_token_id)) * self.plan.num_beams
         count = min(count, total.shape[-1])
         if not self.plan.do_sample:
-            return total.topk(count, -1)
+            # Of equals the first comes first, as in the siblings; topk promises no order.
+            index = total.topk(count, -1).indices.sort(-1).values
+            best, order = total.gather(1, index).sort(stable=True, dim=-1, descending=True)
+            return best, index.gather(1, order)
         # Gumbel top-k draws without replacement (Kool et al. 2019).
         uniform = torch.rand(total.shape, generator=generator, device=total.device)
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))

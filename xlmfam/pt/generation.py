@@ -75,7 +75,7 @@ class GenerationMixin:
             XlmfamError: For inputs that cannot be.
         """
         extra = {name: kwargs.pop(name) for name in MODEL_ARGUMENTS if name in kwargs}
-        options = (generation_config or self.generation_config).update(**kwargs)
+        options = self.generation_config.or_given(generation_config, **kwargs)
         prompt = self._prompt(inputs if input_ids is None else input_ids, options)
         plan = plan_generation(options, prompt.shape[1], self.config.vocab_size)
         check_shape("attention_mask", attention_mask, tuple(prompt.shape))
@@ -100,6 +100,8 @@ class GenerationMixin:
                 raise XlmfamError("give input_ids: there is no bos_token_id to begin with")
             device = self.device  # type: ignore[attr-defined]
             return torch.tensor([[options.bos_token_id]], device=device)
+        if not isinstance(input_ids, Tensor):
+            raise XlmfamError(f"input_ids must be a torch tensor, got a {type(input_ids).__name__}")
         if input_ids.dim() != 2 or 0 in input_ids.shape:
             raise XlmfamError(
                 f"input_ids must be (batch, sequence), not empty; got {tuple(input_ids.shape)}"

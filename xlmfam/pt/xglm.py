@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from xlmfam.common.checks import check_inputs, check_shape
+from xlmfam.common.checks import check_cache, check_inputs, check_past, check_shape
 from xlmfam.common.configs import XGLMConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.pt.attention import causal_mask, padding_mask
@@ -187,6 +187,7 @@ class XGLMModel(XGLMPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids) * self.embed_scale
         batch, length, _ = inputs_embeds.shape
+        self._check_past(past_key_values, batch, length)
         start = past_length(past_key_values)
         check_shape("attention_mask", attention_mask, (batch, start + length))
         check_shape("position_ids", position_ids, (batch, length), (1, length), (length,))
@@ -201,6 +202,19 @@ class XGLMModel(XGLMPreTrainedModel):
             return hidden, None, True
         mask = causal_mask(attention_mask, length, start + length, hidden.dtype, hidden.device)
         return hidden, mask, False
+
+    def _check_past(self, past_key_values: Past | None, batch: int, length: int) -> None:
+        if past_key_values is None:
+            return
+        if isinstance(past_key_values, KeyValueCache):
+            tokens = past_key_values.length + length
+            rows = past_key_values.keys[0].shape[0]
+            check_cache(rows, batch, past_key_values.max_length, tokens)
+            return
+        config = self.config
+        heads = config.attention_heads
+        shape = (batch, heads, None, config.d_model // heads)
+        check_past(past_key_values, config.num_layers, *shape)
 
     def _check_encoder(self, hidden, encoder_hidden_states, encoder_attention_mask) -> None:
         if encoder_hidden_states is None:

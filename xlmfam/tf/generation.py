@@ -238,7 +238,7 @@ class GenerationMixin:
             if kwargs.get(name) is not None
         }
         kwargs = {name: value for name, value in kwargs.items() if name not in MODEL_ARGUMENTS}
-        options = (generation_config or self.generation_config).update(**kwargs)
+        options = self.generation_config.or_given(generation_config, **kwargs)
         ids = self._prompt(inputs if input_ids is None else input_ids, options)
         plan = plan_generation(options, ids.shape[1], self.config.vocab_size)
         if attention_mask is not None:

@@ -235,6 +235,11 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     )
 
 
+def without_ignored(labels: Tensor) -> Tensor:
+    """Return labels with an id, 0, where one does not count."""
+    return tf.where(labels == tf.cast(IGNORED, labels.dtype), tf.zeros_like(labels), labels)
+
+
 def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of predicting each next label, (n,) for the n that count.
 

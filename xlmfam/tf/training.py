@@ -115,21 +115,23 @@ class TrainingMixin:
             **kwargs: As there; ``input_signature`` is by default a dict of ``input_ids`` and
                 ``attention_mask``, of any batch and length.
         """
-        if format == "tf_saved_model" and "input_signature" not in kwargs:
-            self._export_serving(str(filepath))
+        if format == "tf_saved_model":
+            self._export_serving(str(filepath), kwargs.get("input_signature"))
             return
         super().export(filepath, format=format, **kwargs)  # type: ignore[misc]
 
-    def _export_serving(self, filepath: str) -> None:
-        spec = tf.TensorSpec((None, None), tf.int32)
+    def _export_serving(self, filepath: str, signature: Any = None) -> None:
+        if signature is None:
+            spec = tf.TensorSpec((None, None), tf.int32)
+            signature = [{"input_ids": spec, "attention_mask": spec}]
 
-        def serve(inputs):
-            output = self(inputs, training=False, use_cache=False, return_dict=True)
+        def serve(*inputs):
+            output = self(*inputs, training=False, use_cache=False, return_dict=True)
             return {name: output[name] for name in output if tf.is_tensor(output[name])}
 
         archive = keras.export.ExportArchive()
         archive.track(self)
-        archive.add_endpoint("serve", serve, [{"input_ids": spec, "attention_mask": spec}])
+        archive.add_endpoint("serve", serve, signature)
         archive.write_out(filepath, verbose=False)
 
 

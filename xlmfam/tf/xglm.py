@@ -17,7 +17,13 @@ from xlmfam.tf.attention import Tensor
 from xlmfam.tf.base import PreTrainedModel
 from xlmfam.tf.cache import KeyValueCache, empty_cache
 from xlmfam.tf.generation import GenerationMixin
-from xlmfam.tf.layers import Embedding, Linear, causal_lm_loss, mean_causal_lm_loss
+from xlmfam.tf.layers import (
+    Embedding,
+    Linear,
+    causal_lm_loss,
+    mean_causal_lm_loss,
+    without_ignored,
+)
 from xlmfam.tf.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -214,6 +220,7 @@ class XGLMForCausalLM(GenerationMixin, XGLMPreTrainedModel):
             check_shape("labels", labels, tuple(given.shape[:2]))
             if last_logits_only:
                 raise XlmfamError("labels need the logits of all positions, not the last one's")
+            self.check_ids("labels", without_ignored(labels))
         output = self._run(
             input_ids,
             inputs_embeds,

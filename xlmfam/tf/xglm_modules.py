@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from xlmfam.common.checks import check_shape
+from xlmfam.common.checks import check_cache, check_past, check_shape
 from xlmfam.common.configs import XGLMConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.tf.attention import (
@@ -61,7 +61,7 @@ class XGLMAttention(TableLayer):
     def call(
         self,
         hidden: Tensor,
-        mask: Tensor | None = None,
+        allowed: Tensor | None = None,
         past: LayerCache | tuple[Tensor, Tensor] | None = None,
         head_mask: Tensor | None = None,
         dropper: Dropper | None = None,
@@ -70,7 +70,8 @@ class XGLMAttention(TableLayer):
 
         Args:
             hidden: (B, S, D).
-            mask: Booleans, broadcastable to (B, H, S, T): what each query may see.
+            allowed: Booleans, broadcastable to (B, H, S, T): what each query may see. Not named
+                ``mask``: Keras fills an argument of that name with masks of its own.
             past: Keys and values before.
             head_mask: (H,).
             dropper: Drops weights in training.
@@ -83,7 +84,7 @@ class XGLMAttention(TableLayer):
             key, value = past.append(key, value)
         elif past is not None:
             key, value = tf.concat([past[0], key], 2), tf.concat([past[1], value], 2)
-        mixed, weights = self.over(hidden, (key, value), mask, head_mask, dropper)
+        mixed, weights = self.over(hidden, (key, value), allowed, head_mask, dropper)
         return mixed, weights, (key, value)
 
     def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +133,7 @@ class XGLMLayer(TableLayer):
     def call(
         self,
         hidden: Tensor,
-        mask: Tensor | None = None,
+        allowed: Tensor | None = None,
         past: LayerCache | tuple[Tensor, ...] | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_mask: Tensor | None = None,
@@ -149,7 +150,7 @@ class XGLMLayer(TableLayer):
         dropper = Dropper(seed)
         own = past if past is None or isinstance(past, LayerCache) else tuple(past[:2])
         mixed, weights, present = self.self_attn(
-            self.self_attn_layer_norm(hidden), mask, own, head_mask, dropper.inner()
+            self.self_attn_layer_norm(hidden), allowed, own, head_mask, dropper.inner()
         )
         hidden = hidden + dropper.drop(mixed, self.rate)
         cross_weights = None
@@ -274,6 +275,7 @@ class XGLMDecoder(TableLayer):
             inputs_embeds = hold_padding(vectors, input_ids, self.config.pad_token_id)
             inputs_embeds = inputs_embeds * tf.cast(self.embed_scale, inputs_embeds.dtype)
         batch, length, _ = sizes(inputs_embeds)
+        self._check_past(past_key_values, *inputs_embeds.shape[:2])
         start = past_length(past_key_values)
         fixed = isinstance(past_key_values, KeyValueCache)
         keys = past_key_values.max_length if fixed else start + length
@@ -299,6 +301,23 @@ class XGLMDecoder(TableLayer):
         if attention_mask is None and not fixed and columns == 1:
             return hidden, None
         return hidden, causal_mask(attention_mask, start, length, keys)
+
+    def _check_past(
+        self, past_key_values: Past | None, batch: int | None, length: int | None
+    ) -> None:
+        if past_key_values is None:
+            return
+        if isinstance(past_key_values, KeyValueCache):
+            tokens = length
+            if length is not None and hasattr(past_key_values.length, "numpy"):
+                tokens = int(past_key_values.length) + length
+            rows = past_key_values.keys[0].shape[0]
+            check_cache(rows, batch, past_key_values.max_length, tokens)
+            return
+        config = self.config
+        heads = config.attention_heads
+        shape = (batch, heads, None, config.d_model // heads)
+        check_past(past_key_values, config.num_layers, *shape)
 
     def _check_encoder(self, hidden, encoder_hidden_states, encoder_attention_mask) -> None:
         if encoder_hidden_states is None:

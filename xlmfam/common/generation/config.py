@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,8 +156,14 @@ class GenerationConfig:
             raise ConfigError(
                 f"early_stopping must be True, False or 'never', got {self.early_stopping!r}"
             )
-        decay = self.exponential_decay_length_penalty
-        if decay is not None and (len(decay) != 2 or not all(_is_number(x) for x in decay)):
+        if not _is_number(self.length_penalty):
+            raise ConfigError(f"length_penalty must be a number, got {self.length_penalty!r}")
+        if self.seed is not None and not (_is_integer(self.seed) and abs(self.seed) < 2**63):
+            raise ConfigError(f"seed must be an integer of 64 bits, got {self.seed!r}")
+        decay: Any = self.exponential_decay_length_penalty
+        if decay is not None and not (
+            isinstance(decay, list | tuple) and len(decay) == 2 and all(map(_is_number, decay))
+        ):
             raise ConfigError(
                 f"exponential_decay_length_penalty must be (start, factor), got {decay!r}"
             )
@@ -233,6 +241,22 @@ class GenerationConfig:
         said = {name: data[name] for name in names if data.get(name) is not None}
         return cls(**{name: value for name, value in said.items() if value != REFUSED.get(name)})
 
+    def or_given(self, given: Any, **kwargs: Any) -> GenerationConfig:
+        """Return what ``generate(generation_config=given, **kwargs)`` goes by.
+
+        Args:
+            given: A ``GenerationConfig`` to use instead of this one, or ``None``.
+            **kwargs: Options to replace.
+
+        Raises:
+            ConfigError: When ``given`` is something else, or for options that cannot be.
+        """
+        if given is not None and not isinstance(given, GenerationConfig):
+            raise ConfigError(
+                f"generation_config must be a GenerationConfig, got a {type(given).__name__}"
+            )
+        return (self if given is None else given).update(**kwargs)
+
     def update(self, **kwargs: Any) -> GenerationConfig:
         """Return a copy with some options replaced.
 
@@ -260,10 +284,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _integer(name: str, value: Any, least: int, optional: bool) -> None:
     if value is None and optional:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not _is_integer(value) or value < least:
         raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
@@ -307,11 +335,22 @@ class GenerationPlan:
         return self.max_length - self.prompt_length
 
 
-def ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Return ``None``, one id or several as a tuple."""
+def ids(name: str, value: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return option ``name``, which is ``None``, one id or several, as a tuple.
+
+    Raises:
+        ConfigError: When it is something else.
+    """
     if value is None:
         return ()
-    return (int(value),) if isinstance(value, int) else tuple(int(item) for item in value)
+    try:
+        return (operator.index(value),)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    try:
+        return tuple(operator.index(item) for item in value)  # type: ignore[union-attr]
+    except TypeError:
+        raise ConfigError(f"{name} must be one id or a list of ids, got {value!r}") from None
 
 
 def plan_generation(
@@ -338,10 +377,12 @@ def plan_generation(
     min_length = max(options.min_length or 0, prompt_length + (options.min_new_tokens or 0))
     if min_length > max_length:
         raise ConfigError(f"min_length ({min_length}) exceeds max_length ({max_length})")
-    eos = ids(options.eos_token_id)
+    eos = ids("eos_token_id", options.eos_token_id)
     pad = options.pad_token_id
     if pad is None:
         pad = eos[0] if eos else 0
+    if not _is_integer(pad):
+        raise ConfigError(f"pad_token_id must be one id, got {pad!r}")
     decay = options.exponential_decay_length_penalty
     plan = GenerationPlan(
         prompt_length=prompt_length,
@@ -360,9 +401,9 @@ def plan_generation(
         no_repeat_ngram_size=options.no_repeat_ngram_size or 0,
         bad_words_ids=_bad_words(options.bad_words_ids, eos),
         forced_bos_token_id=options.forced_bos_token_id,
-        forced_eos_token_id=ids(options.forced_eos_token_id),
-        suppress_tokens=ids(options.suppress_tokens),
-        begin_suppress_tokens=ids(options.begin_suppress_tokens),
+        forced_eos_token_id=ids("forced_eos_token_id", options.forced_eos_token_id),
+        suppress_tokens=ids("suppress_tokens", options.suppress_tokens),
+        begin_suppress_tokens=ids("begin_suppress_tokens", options.begin_suppress_tokens),
         exponential_decay_length_penalty=decay and (int(decay[0]), float(decay[1])),
         renormalize_logits=bool(options.renormalize_logits),
         remove_invalid_values=bool(options.remove_invalid_values),
@@ -377,7 +418,7 @@ def plan_generation(
 
 def _bad_words(words: Sequence[Sequence[int]] | None, eos: tuple[int, ...]):
     """Bad words as tuples; the end of a sequence is never a bad word, as documented."""
-    every = (tuple(int(token) for token in word) for word in words or ())
+    every = (ids("a word of bad_words_ids", word) for word in words or ())
     return tuple(word for word in every if not (len(word) == 1 and word[0] in eos))
 
 
@@ -385,7 +426,7 @@ def _check_ids(plan: GenerationPlan, vocab_size: int) -> None:
     groups = {
         "eos_token_id": plan.eos_token_id,
         "pad_token_id": (plan.pad_token_id,),
-        "forced_bos_token_id": ids(plan.forced_bos_token_id),
+        "forced_bos_token_id": ids("forced_bos_token_id", plan.forced_bos_token_id),
         "forced_eos_token_id": plan.forced_eos_token_id,
         "suppress_tokens": plan.suppress_tokens,
         "begin_suppress_tokens": plan.begin_suppress_tokens,
