@@ -447,3 +447,19 @@ def test_numpy(tokenizer):
     assert repadded["input_ids"].tolist() == [[5, 6], [7, 1]]
     assert dict(tokenizer([])) == {"input_ids": [], "attention_mask": []}
     assert tokenizer([], return_tensors="np")["input_ids"].dtype == np.int64
+
+
+def test_the_side_of_padding_may_be_chosen_by_call(tokenizer):
+    texts = ["a b", "a b c d e"]
+    right = tokenizer(texts, padding=True)
+    left = tokenizer(texts, padding=True, padding_side="left")
+    count = sum(right["attention_mask"][0])
+    pads = len(right["input_ids"][0]) - count
+    assert pads > 0
+    assert left["input_ids"][0] == [1] * pads + right["input_ids"][0][:count]
+    assert left["attention_mask"][0] == [0] * pads + [1] * count
+    rows = [{"input_ids": [5]}, {"input_ids": [5, 6]}]
+    assert tokenizer.pad(rows, padding_side="left")["input_ids"] == [[1, 5], [5, 6]]
+    assert tokenizer(texts, padding=True)["input_ids"] == right["input_ids"]
+    with pytest.raises(ValueError, match="padding_side is 'middle'"):
+        tokenizer("a", padding_side="middle")

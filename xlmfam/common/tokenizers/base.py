@@ -177,6 +177,7 @@ class PreTrainedTokenizerBase(SpecialTokens, PreparesIds, TokenizerFiles):
         return_offsets_mapping: bool = False,
         return_length: bool = False,
         verbose: bool = True,
+        padding_side: str | None = None,
         **kwargs: Any,
     ) -> BatchEncoding:
         """Turn texts into model inputs.
@@ -194,6 +195,7 @@ class PreTrainedTokenizerBase(SpecialTokens, PreparesIds, TokenizerFiles):
                 ``"only_first"`` and ``"only_second"`` off that one, ``False`` keeps everything.
             max_length: The length for both; the model's own where it is ``None``.
             stride: How many tokens an overflowing row repeats of the one before.
+            padding_side: ``left`` or ``right``; by default the tokenizer's own.
             is_split_into_words: The texts are lists of words.
             pad_to_multiple_of: Round padded lengths up.
             return_tensors: ``np``, ``pt``, ``tf`` or ``jax``; lists where it is ``None``.
@@ -257,6 +259,8 @@ class PreTrainedTokenizerBase(SpecialTokens, PreparesIds, TokenizerFiles):
         for name in [name for name in rest if name not in self.call_options]:
             del rest[name]
             self._warn_once(f"{type(self).__name__} has no option {name!r}: it is ignored")
+        side = values.pop("padding_side")
+        values["padding_side"] = check_side("padding_side", side or self.padding_side)
         options = make_options(
             **values,
             model_max_length=self.model_max_length,

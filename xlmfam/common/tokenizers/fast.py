@@ -250,7 +250,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
             fixed = options.padding is PaddingStrategy.MAX_LENGTH
             tokenizer.enable_padding(
                 length=options.max_length if fixed else None,
-                direction=self.padding_side,
+                direction=options.padding_side,
                 pad_id=self.pad_token_id,
                 pad_token=self.pad_token,
                 pad_type_id=self.pad_token_type_id,

@@ -30,6 +30,7 @@ class CallOptions:
     truncation: TruncationStrategy
     max_length: int | None
     stride: int
+    padding_side: str
     is_split_into_words: bool
     pad_to_multiple_of: int | None
     return_tensors: TensorType | None
@@ -160,6 +161,7 @@ DEFAULTS: Mapping[str, Any] = {
     "truncation": None,
     "max_length": None,
     "stride": 0,
+    "padding_side": None,
     "is_split_into_words": False,
     "pad_to_multiple_of": None,
     "return_tensors": None,

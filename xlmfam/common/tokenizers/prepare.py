@@ -132,6 +132,7 @@ class PreparesIds:
         return_attention_mask: bool | None = None,
         return_tensors: str | TensorType | None = None,
         verbose: bool = True,
+        padding_side: str | None = None,
     ) -> BatchEncoding:
         """Bring the rows of encoded inputs to one length.
 
@@ -144,6 +145,7 @@ class PreparesIds:
             return_attention_mask: As in a call.
             return_tensors: As in a call; the framework of the tensors that came where ``None``.
             verbose: Warn when nothing can be padded to.
+            padding_side: As in a call.
 
         Returns:
             The padded columns.
@@ -162,6 +164,7 @@ class PreparesIds:
                 "pad_to_multiple_of": pad_to_multiple_of,
                 "return_attention_mask": return_attention_mask,
                 "verbose": verbose,
+                "padding_side": padding_side,
             }
         )
         main = columns[main_name]
@@ -199,7 +202,7 @@ class PreparesIds:
         for number in range(len(main)):
             row = {name: column[number] for name, column in columns.items()}
             row = pad_row(
-                row, length, fill, main_name, self.padding_side, options.return_attention_mask
+                row, length, fill, main_name, options.padding_side, options.return_attention_mask
             )
             for name, value in row.items():
                 padded.setdefault(name, []).append(value)
