@@ -100,3 +100,16 @@ def test_of_equal_beams_the_first_token_wins(backend, tmp_path):
         pad_token_id=1,
     )
     assert ids[:, 1].tolist() == [2] * 5
+
+
+def test_a_mask_as_long_as_the_cache(backend, model):
+    mask = np.array([[0, 1, 1, 1], [1, 1, 1, 1]])
+    long = np.concatenate([mask, np.ones((2, 4), mask.dtype)], 1)
+    logits = []
+    for given in (mask, long):
+        arguments = {"input_ids": IDS, "attention_mask": given}
+        cache = model.init_cache(2, 8)
+        tensors = {name: backend.tensor(value) for name, value in arguments.items()}
+        output = backend.run(model, **tensors, past_key_values=cache)
+        logits.append(backend.array(output["logits"]))
+    np.testing.assert_array_equal(logits[0], logits[1])

@@ -108,7 +108,8 @@ class XGLMModel(XGLMPreTrainedModel):
 
         Args:
             input_ids: (B, S) token ids.
-            attention_mask: (B, T), 1 for tokens and 0 for padding on either side.
+            attention_mask: (B, T), 1 for tokens and 0 for padding on either side; it may be as
+                long as a preallocated cache.
             position_ids: (B, S); by default positions count from each row's first token.
             encoder_hidden_states: (B, E, D), needs ``add_cross_attention``.
             encoder_attention_mask: (B, E).
@@ -189,6 +190,10 @@ class XGLMModel(XGLMPreTrainedModel):
         batch, length, _ = inputs_embeds.shape
         self._check_past(past_key_values, batch, length)
         start = past_length(past_key_values)
+        if isinstance(past_key_values, KeyValueCache) and attention_mask is not None:
+            room = past_key_values.max_length
+            check_shape("attention_mask", attention_mask, (batch, start + length), (batch, room))
+            attention_mask = attention_mask[:, : start + length]
         check_shape("attention_mask", attention_mask, (batch, start + length))
         check_shape("position_ids", position_ids, (batch, length), (1, length), (length,))
         if position_ids is None:
