@@ -19,6 +19,7 @@ _EXPORTS = {
     "XGLMConfig": "xlmfam.common.configs",
     "XGLMTokenizer": "xlmfam.common.tokenizers",
     "XGLMTokenizerFast": "xlmfam.common.tokenizers",
+    "XLMTokenizer": "xlmfam.common.tokenizers",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]
