@@ -2,8 +2,8 @@
 
 Run in the reference environment (see REFERENCE.md) from the repository's root:
 
-    /work/venvs/ref/bin/python tests/reference/make_tokenizer_golden.py \
-        --own-python /work/venvs/own/bin/python
+    reference-env/bin/python tests/reference/make_tokenizer_golden.py \
+        --own-python .venv/bin/python
 
 It trains the two small sentencepiece models of the tests (only with ``--train``: another
 sentencepiece release may train another model), records what the reference makes of a list of
