@@ -84,3 +84,23 @@ def check_token_range(name: str, least: int, most: int, vocab_size: int) -> None
     if least < 0 or most >= vocab_size:
         wrong = least if least < 0 else most
         raise XlmfamError(f"{name} holds {wrong}, outside the vocabulary of {vocab_size} ids")
+
+
+def check_encoder(config: Any, states: Any, mask: Any, batch: int | None) -> None:
+    """Raise ``XlmfamError`` for an encoder's states that the model or the inputs do not fit.
+
+    Args:
+        config: The model's config.
+        states: (B, E, D) or ``None``.
+        mask: (B, E) or ``None``.
+        batch: B, where known.
+    """
+    if states is None:
+        return
+    if not config.add_cross_attention:
+        raise XlmfamError(
+            "encoder_hidden_states needs a model with cross-attention: "
+            "set add_cross_attention=True in the config"
+        )
+    check_shape("encoder_hidden_states", states, (batch, None, config.hidden_size))
+    check_shape("encoder_attention_mask", mask, (batch, states.shape[1]))

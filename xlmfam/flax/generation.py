@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from xlmfam.common.checks import check_shape
+from xlmfam.common.checks import check_encoder, check_shape
 from xlmfam.common.errors import XlmfamError
 from xlmfam.common.generation import GenerationConfig, GenerationPlan, plan_generation
 from xlmfam.flax.beams import Beams, beam_results, begin_beams, step_beams
@@ -209,17 +209,8 @@ def check_extra(config: Any, extra: dict[str, Array], batch: int) -> None:
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     for name in ("head_mask", "cross_attn_head_mask"):
         check_shape(name, extra.get(name), (layers, heads), (heads,))
-    states = extra.get("encoder_hidden_states")
-    if states is None:
-        return
-    if not config.add_cross_attention:
-        raise XlmfamError(
-            "encoder_hidden_states needs a model with cross-attention: "
-            "set add_cross_attention=True in the config"
-        )
-    check_shape("encoder_hidden_states", states, (batch, None, config.hidden_size))
     mask = extra.get("encoder_attention_mask")
-    check_shape("encoder_attention_mask", mask, (batch, states.shape[1]))
+    check_encoder(config, extra.get("encoder_hidden_states"), mask, batch)
 
 
 def padding_of(prompt: Any, attention_mask: Any, plan: GenerationPlan) -> Any:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from xlmfam.common.checks import check_cache, check_inputs, check_past, check_shape
+from xlmfam.common.checks import check_cache, check_encoder, check_inputs, check_past, check_shape
 from xlmfam.common.configs import XGLMConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.flax.base import Params, PreTrainedModel, is_concrete
@@ -151,17 +151,7 @@ class XGLMPreTrainedModel(PreTrainedModel):
         check_shape("position_ids", position_ids, (batch, length), (1, length), (length,))
         check_shape("head_mask", head_mask, (layers, heads), (heads,))
         check_shape("cross_attn_head_mask", cross_attn_head_mask, (layers, heads), (heads,))
-        if encoder_hidden_states is None:
-            return
-        if not config.add_cross_attention:
-            raise XlmfamError(
-                "encoder_hidden_states needs a model with cross-attention: "
-                "set add_cross_attention=True in the config"
-            )
-        wanted = (batch, None, config.d_model)
-        check_shape("encoder_hidden_states", encoder_hidden_states, wanted)
-        encoder_length = encoder_hidden_states.shape[1]
-        check_shape("encoder_attention_mask", encoder_attention_mask, (batch, encoder_length))
+        check_encoder(config, encoder_hidden_states, encoder_attention_mask, batch)
 
 
 class XGLMModel(XGLMPreTrainedModel):

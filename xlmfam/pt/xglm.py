@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from xlmfam.common.checks import check_cache, check_inputs, check_past, check_shape
+from xlmfam.common.checks import check_cache, check_encoder, check_inputs, check_past, check_shape
 from xlmfam.common.configs import XGLMConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.pt.attention import causal_mask, padding_mask
@@ -135,7 +135,8 @@ class XGLMModel(XGLMPreTrainedModel):
         hidden, mask, is_causal = self._embed(
             input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
         )
-        self._check_encoder(hidden, encoder_hidden_states, encoder_attention_mask)
+        batch = hidden.shape[0]
+        check_encoder(config, encoder_hidden_states, encoder_attention_mask, batch)
         head_mask = self._head_mask("head_mask", head_mask)
         cross_head_mask = self._head_mask("cross_attn_head_mask", cross_attn_head_mask)
         encoder_mask = padding_mask(encoder_attention_mask, hidden.dtype)
@@ -220,19 +221,6 @@ class XGLMModel(XGLMPreTrainedModel):
         heads = config.attention_heads
         shape = (batch, heads, None, config.d_model // heads)
         check_past(past_key_values, config.num_layers, *shape)
-
-    def _check_encoder(self, hidden, encoder_hidden_states, encoder_attention_mask) -> None:
-        if encoder_hidden_states is None:
-            return
-        if not self.config.add_cross_attention:
-            raise XlmfamError(
-                "encoder_hidden_states needs a model with cross-attention: "
-                "set add_cross_attention=True in the config"
-            )
-        batch, _, width = hidden.shape
-        check_shape("encoder_hidden_states", encoder_hidden_states, (batch, None, width))
-        length = encoder_hidden_states.shape[1]
-        check_shape("encoder_attention_mask", encoder_attention_mask, (batch, length))
 
     def _head_mask(self, name: str, head_mask: Tensor | None) -> Tensor | None:
         """Return an (L, H) mask from an (L, H) or (H,) one."""

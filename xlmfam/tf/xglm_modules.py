@@ -11,9 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from xlmfam.common.checks import check_cache, check_past, check_shape
+from xlmfam.common.checks import check_cache, check_encoder, check_past, check_shape
 from xlmfam.common.configs import XGLMConfig
-from xlmfam.common.errors import XlmfamError
 from xlmfam.tf.attention import (
     Tensor,
     attend,
@@ -228,7 +227,8 @@ class XGLMDecoder(TableLayer):
             input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
         )
         hidden = dropper.drop(hidden, config.dropout)
-        self._check_encoder(hidden, encoder_hidden_states, encoder_attention_mask)
+        batch = hidden.shape[0]
+        check_encoder(config, encoder_hidden_states, encoder_attention_mask, batch)
         head_masks = self._head_masks("head_mask", head_mask)
         cross_head_masks = self._head_masks("cross_attn_head_mask", cross_attn_head_mask)
         encoder_mask = padding_mask(encoder_attention_mask)
@@ -318,19 +318,6 @@ class XGLMDecoder(TableLayer):
         heads = config.attention_heads
         shape = (batch, heads, None, config.d_model // heads)
         check_past(past_key_values, config.num_layers, *shape)
-
-    def _check_encoder(self, hidden, encoder_hidden_states, encoder_attention_mask) -> None:
-        if encoder_hidden_states is None:
-            return
-        if not self.config.add_cross_attention:
-            raise XlmfamError(
-                "encoder_hidden_states needs a model with cross-attention: "
-                "set add_cross_attention=True in the config"
-            )
-        batch, _, width = hidden.shape
-        check_shape("encoder_hidden_states", encoder_hidden_states, (batch, None, width))
-        length = encoder_hidden_states.shape[1]
-        check_shape("encoder_attention_mask", encoder_attention_mask, (batch, length))
 
     def _head_masks(self, name: str, head_mask: Tensor | None) -> list[Any]:
         """Return one (H,) mask per layer from an (L, H) or (H,) one."""
