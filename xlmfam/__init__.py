@@ -19,6 +19,7 @@ _EXPORTS = {
     "XGLMConfig": "xlmfam.common.configs",
     "XGLMTokenizer": "xlmfam.common.tokenizers",
     "XGLMTokenizerFast": "xlmfam.common.tokenizers",
+    "XLMConfig": "xlmfam.common.configs",
     "XLMTokenizer": "xlmfam.common.tokenizers",
 }
 

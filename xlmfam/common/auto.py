@@ -10,8 +10,15 @@ from xlmfam.common.configs import AutoConfig, PretrainedConfig
 from xlmfam.common.configs.base import pop_hub_arguments
 from xlmfam.common.errors import ConfigError
 
-MODELS = {"xglm": "XGLMModel"}
-CAUSAL_LMS = {"xglm": "XGLMForCausalLM"}
+MODELS = {"xglm": "XGLMModel", "xlm": "XLMModel"}
+CAUSAL_LMS = {"xglm": "XGLMForCausalLM", "xlm": "XLMWithLMHeadModel"}
+MASKED_LMS = {"xlm": "XLMWithLMHeadModel"}
+PRETRAINING = {**CAUSAL_LMS, **MASKED_LMS}
+SEQUENCE_CLASSIFIERS = {"xlm": "XLMForSequenceClassification"}
+MULTIPLE_CHOICE = {"xlm": "XLMForMultipleChoice"}
+TOKEN_CLASSIFIERS = {"xlm": "XLMForTokenClassification"}
+QUESTION_ANSWERING = {"xlm": "XLMForQuestionAnsweringSimple"}
+SEQ2SEQ_LMS = {"xlm": "XLMEncoderDecoder"}
 
 
 class AutoClass:

@@ -107,8 +107,137 @@ class GenerateOutput(ModelOutput):
     fields = ("sequences", "scores", "sequences_scores", "beam_indices")
 
 
+class BaseModelOutput(ModelOutput):
+    """Result of a base model that is an encoder.
+
+    Fields:
+        last_hidden_state: (B, S, D).
+        hidden_states: The embeddings and one (B, S, D) per layer.
+        attentions: One (B, H, S, T) per layer.
+    """
+
+    fields = ("last_hidden_state", "hidden_states", "attentions")
+
+
+class MaskedLMOutput(ModelOutput):
+    """Result of a model with a vocabulary projection.
+
+    Fields:
+        loss: Mean cross entropy of the labels; in TensorFlow per label.
+        logits: (B, S, V); of an adaptive softmax, log-probabilities. Where only labelled
+            positions were asked for, (n, V) in the order of the labels.
+        hidden_states, attentions: As in the base model.
+    """
+
+    fields = ("loss", "logits", "hidden_states", "attentions")
+
+
+class SequenceClassifierOutput(ModelOutput):
+    """Result of classifying texts.
+
+    Fields:
+        loss: Classification or regression loss; in TensorFlow per sample.
+        logits: (B, num_labels).
+        hidden_states, attentions: As in the base model.
+    """
+
+    fields = ("loss", "logits", "hidden_states", "attentions")
+
+
+class MultipleChoiceModelOutput(ModelOutput):
+    """Result of choosing among texts.
+
+    Fields:
+        loss: Mean cross entropy; in TensorFlow per sample.
+        logits: (B, choices).
+        hidden_states, attentions: As in the base model, with B * choices rows.
+    """
+
+    fields = ("loss", "logits", "hidden_states", "attentions")
+
+
+class TokenClassifierOutput(ModelOutput):
+    """Result of classifying tokens.
+
+    Fields:
+        loss: Mean cross entropy of the labels; in TensorFlow per label.
+        logits: (B, S, num_labels).
+        hidden_states, attentions: As in the base model.
+    """
+
+    fields = ("loss", "logits", "hidden_states", "attentions")
+
+
+class QuestionAnsweringModelOutput(ModelOutput):
+    """Result of looking for an answer in a text.
+
+    Fields:
+        loss: Mean of the cross entropies of start and end; in TensorFlow per sample.
+        start_logits, end_logits: (B, S).
+        hidden_states, attentions: As in the base model.
+    """
+
+    fields = ("loss", "start_logits", "end_logits", "hidden_states", "attentions")
+
+
+class XLMForQuestionAnsweringOutput(ModelOutput):
+    """Result of looking for an answer with a beam of starts and, for each, of ends.
+
+    Fields:
+        loss: Where both positions are given; there is nothing else then.
+        start_top_log_probs, start_top_index: (B, start_n_top), best first. As in transformers
+            these are probabilities, whatever the name says.
+        end_top_log_probs, end_top_index: (B, start_n_top * end_n_top); rank r of the ends of
+            start s is entry ``r * start_n_top + s``.
+        cls_logits: (B,), high where there is no answer.
+        hidden_states, attentions: As in the base model.
+    """
+
+    fields = (
+        "loss",
+        "start_top_log_probs",
+        "start_top_index",
+        "end_top_log_probs",
+        "end_top_index",
+        "cls_logits",
+        "hidden_states",
+        "attentions",
+    )
+
+
+class Seq2SeqLMOutput(ModelOutput):
+    """Result of a translation model.
+
+    Fields:
+        loss: Mean cross entropy of the labels; in TensorFlow per label.
+        logits: (B, S, V).
+        decoder_hidden_states, decoder_attentions, cross_attentions: Of the decoder.
+        encoder_last_hidden_state: (B, S_encoder, D).
+        encoder_hidden_states, encoder_attentions: Of the encoder.
+    """
+
+    fields = (
+        "loss",
+        "logits",
+        "decoder_hidden_states",
+        "decoder_attentions",
+        "cross_attentions",
+        "encoder_last_hidden_state",
+        "encoder_hidden_states",
+        "encoder_attentions",
+    )
+
+
 OUTPUTS: tuple[type[ModelOutput], ...] = (
+    BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
     GenerateOutput,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    Seq2SeqLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+    XLMForQuestionAnsweringOutput,
 )

@@ -1,4 +1,4 @@
-"""Sinusoidal positions (Vaswani et al. 2017, section 3.5): the frequencies, as plain numbers."""
+"""Sinusoidal positions (Vaswani et al. 2017, section 3.5): as plain numbers."""
 
 from __future__ import annotations
 
@@ -19,3 +19,10 @@ def halves_frequencies(width: int) -> np.ndarray:
     frequencies = np.exp(np.arange(half, dtype=np.float32) * np.float32(-step))
     frequencies.setflags(write=False)
     return frequencies
+
+
+def interleaved_sinusoids(rows: int, width: int) -> np.ndarray:
+    """Return the (``rows``, ``width``) table with sines in even and cosines in odd columns."""
+    columns = np.arange(width)
+    angles = np.arange(rows)[:, None] / 10000.0 ** (2 * (columns // 2) / width)
+    return np.where(columns % 2 == 0, np.sin(angles), np.cos(angles)).astype(np.float32)

@@ -18,6 +18,13 @@ _EXPORTS = {
     "AutoConfig": "xlmfam.common.configs",
     "AutoModel": "xlmfam.flax.auto",
     "AutoModelForCausalLM": "xlmfam.flax.auto",
+    "AutoModelForMaskedLM": "xlmfam.flax.auto",
+    "AutoModelForMultipleChoice": "xlmfam.flax.auto",
+    "AutoModelForPreTraining": "xlmfam.flax.auto",
+    "AutoModelForQuestionAnswering": "xlmfam.flax.auto",
+    "AutoModelForSeq2SeqLM": "xlmfam.flax.auto",
+    "AutoModelForSequenceClassification": "xlmfam.flax.auto",
+    "AutoModelForTokenClassification": "xlmfam.flax.auto",
     "AutoTokenizer": "xlmfam.common.tokenizers",
     "GenerationConfig": "xlmfam.common.generation",
     "KeyValueCache": "xlmfam.flax.cache",
@@ -26,15 +33,22 @@ _EXPORTS = {
     "XGLMForCausalLM": "xlmfam.flax.xglm",
     "XGLMModel": "xlmfam.flax.xglm",
     "XGLMPreTrainedModel": "xlmfam.flax.xglm",
+    "XLMConfig": "xlmfam.common.configs",
+    "XLMEncoderDecoder": "xlmfam.flax.xlm_translation",
+    "XLMForMultipleChoice": "xlmfam.flax.xlm_heads",
+    "XLMForQuestionAnswering": "xlmfam.flax.xlm_heads",
+    "XLMForQuestionAnsweringSimple": "xlmfam.flax.xlm_heads",
+    "XLMForSequenceClassification": "xlmfam.flax.xlm_heads",
+    "XLMForTokenClassification": "xlmfam.flax.xlm_heads",
+    "XLMModel": "xlmfam.flax.xlm",
+    "XLMPreTrainedModel": "xlmfam.flax.xlm",
+    "XLMWithLMHeadModel": "xlmfam.flax.xlm",
 }
 # transformers' names of the same classes.
 _ALIASES = {
-    "FlaxAutoModel": "AutoModel",
-    "FlaxAutoModelForCausalLM": "AutoModelForCausalLM",
-    "FlaxPreTrainedModel": "PreTrainedModel",
-    "FlaxXGLMForCausalLM": "XGLMForCausalLM",
-    "FlaxXGLMModel": "XGLMModel",
-    "FlaxXGLMPreTrainedModel": "XGLMPreTrainedModel",
+    f"Flax{name}": name
+    for name, module in _EXPORTS.items()
+    if module.startswith("xlmfam.flax.") and name != "KeyValueCache"
 }
 
 __all__ = sorted([*_EXPORTS, *_ALIASES])

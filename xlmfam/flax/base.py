@@ -39,6 +39,7 @@ from xlmfam.common.parameters import (
     table_of,
 )
 from xlmfam.common.parameters.sharding import DEFAULT_RULES
+from xlmfam.common.positions import interleaved_sinusoids
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 Params = dict[str, Any]
@@ -165,9 +166,8 @@ class PreTrainedModel:
             params: Some or all of the tree.
         """
         kept = flatten_dict(unfreeze(params) if isinstance(params, FrozenDict) else params or {})
-        std = self.table.init_std(self.config)
         values = {
-            path: kept[path] if path in kept else initialise(rng, index, row, std)
+            path: kept[path] if path in kept else initialise(rng, index, row)
             for index, (path, row) in enumerate(self.paths().items())
         }
         return unflatten_dict(values)
@@ -189,12 +189,13 @@ class PreTrainedModel:
 
         Args:
             values: A tree like ``params``, e.g. gradients; the parameters themselves by
-                default. Shared ones are listed once.
+                default. Shared ones are listed once, and of ``values`` only what is learned.
         """
         flat = flatten_dict(self.params if values is None else dict(values))
         return {
             row.name: relayout(np.asarray(flat[path]), row, "flax", "canonical")
             for path, row in self.paths().items()
+            if row.trainable or values is None
         }
 
     def params_shardings(
@@ -250,8 +251,10 @@ class PreTrainedModel:
     # ---- embeddings ---------------------------------------------------------------------
 
     def _embedding_path(self) -> Path_:
-        """The first row of every table is the token embedding."""
-        return next(iter(self.paths()))
+        parameter = self.table.token_embedding(self.config, self.table_class)
+        if parameter is None:
+            raise XlmfamError(f"{type(self).__name__} has no one token embedding")
+        return next(path for path, row in self.paths().items() if row.name == parameter.name)
 
     def get_input_embeddings(self, params: Params | None = None) -> Array:
         """Return the token embedding, (V, D)."""
@@ -292,10 +295,9 @@ class PreTrainedModel:
         # Raises for a size that cannot be before anything has changed.
         type(self.config).from_dict(self.config.to_dict(), vocab_size=new_num_tokens)
         self.config.vocab_size = new_num_tokens
-        std = self.table.init_std(self.config)
         for index, (path, row) in enumerate(self.paths().items()):
             if layout_shape(row, "flax") != old[path].shape:
-                new = initialise(self.key, index, row, std).astype(old[path].dtype)
+                new = initialise(self.key, index, row).astype(old[path].dtype)
                 kept = tuple(
                     slice(min(a, b)) for a, b in zip(new.shape, old[path].shape, strict=True)
                 )
@@ -377,10 +379,9 @@ class PreTrainedModel:
             # No name for what was read: it is to be gone before the next one comes.
             values[by_name[name]] = on_device(reader.read(name))
         dtype = reader.dtype if reader.dtype is not None else jnp.float32
-        std = self.table.init_std(self.config)
         for index, (path, row) in enumerate(self.paths().items()):
             if path not in values:
-                values[path] = initialise(self.key, index, row, std).astype(dtype)
+                values[path] = initialise(self.key, index, row).astype(dtype)
         return unflatten_dict({path: values[path] for path in self.paths()})
 
     def save_pretrained(
@@ -432,12 +433,14 @@ class PreTrainedModel:
         check_token_range(name, int(values.min()), int(values.max()), self.config.vocab_size)
 
 
-def initialise(rng: Array, index: int, parameter: Parameter, std: float) -> Array:
+def initialise(rng: Array, index: int, parameter: Parameter) -> Array:
     """Return the initial values that the table states, in the layout of Flax."""
     shape = layout_shape(parameter, "flax")
+    if parameter.init == "sinusoids":
+        return jnp.asarray(interleaved_sinusoids(*shape))
     if parameter.init != "normal":
         return jnp.full(shape, 1.0 if parameter.init == "ones" else 0.0, jnp.float32)
-    value = jax.random.normal(jax.random.fold_in(rng, index), shape, jnp.float32) * std
+    value = jax.random.normal(jax.random.fold_in(rng, index), shape, jnp.float32) * parameter.std
     if parameter.padding_row is not None:
         value = value.at[parameter.padding_row].set(0.0)
     return value

@@ -9,17 +9,33 @@ from jax import tree_util
 
 from xlmfam.common.outputs import (
     OUTPUTS,
+    BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
     GenerateOutput,
+    MaskedLMOutput,
     ModelOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    Seq2SeqLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+    XLMForQuestionAnsweringOutput,
 )
 
 __all__ = [
+    "BaseModelOutput",
     "BaseModelOutputWithPastAndCrossAttentions",
     "CausalLMOutputWithCrossAttentions",
     "GenerateOutput",
+    "MaskedLMOutput",
     "ModelOutput",
+    "MultipleChoiceModelOutput",
+    "QuestionAnsweringModelOutput",
+    "Seq2SeqLMOutput",
+    "SequenceClassifierOutput",
+    "TokenClassifierOutput",
+    "XLMForQuestionAnsweringOutput",
 ]
 
 

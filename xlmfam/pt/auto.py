@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from xlmfam.common.auto import CAUSAL_LMS, MODELS, AutoClass
+from xlmfam.common.auto import (
+    CAUSAL_LMS,
+    MASKED_LMS,
+    MODELS,
+    MULTIPLE_CHOICE,
+    PRETRAINING,
+    QUESTION_ANSWERING,
+    SEQ2SEQ_LMS,
+    SEQUENCE_CLASSIFIERS,
+    TOKEN_CLASSIFIERS,
+    AutoClass,
+)
 
 
 class AutoModel(AutoClass):
@@ -17,3 +28,52 @@ class AutoModelForCausalLM(AutoClass):
 
     backend = "xlmfam.pt"
     classes = CAUSAL_LMS
+
+
+class AutoModelForMaskedLM(AutoClass):
+    """The masked language model."""
+
+    backend = "xlmfam.pt"
+    classes = MASKED_LMS
+
+
+class AutoModelForPreTraining(AutoClass):
+    """The model with the head that it is pretrained with."""
+
+    backend = "xlmfam.pt"
+    classes = PRETRAINING
+
+
+class AutoModelForSequenceClassification(AutoClass):
+    """The classifier of texts."""
+
+    backend = "xlmfam.pt"
+    classes = SEQUENCE_CLASSIFIERS
+
+
+class AutoModelForMultipleChoice(AutoClass):
+    """The model that chooses among texts."""
+
+    backend = "xlmfam.pt"
+    classes = MULTIPLE_CHOICE
+
+
+class AutoModelForTokenClassification(AutoClass):
+    """The classifier of tokens."""
+
+    backend = "xlmfam.pt"
+    classes = TOKEN_CLASSIFIERS
+
+
+class AutoModelForQuestionAnswering(AutoClass):
+    """The model that finds answers in a text."""
+
+    backend = "xlmfam.pt"
+    classes = QUESTION_ANSWERING
+
+
+class AutoModelForSeq2SeqLM(AutoClass):
+    """The translation model."""
+
+    backend = "xlmfam.pt"
+    classes = SEQ2SEQ_LMS

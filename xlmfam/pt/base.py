@@ -23,6 +23,7 @@ from xlmfam.common.configs.base import PretrainedConfig, dtype_name, pop_hub_arg
 from xlmfam.common.errors import ConfigError, XlmfamError
 from xlmfam.common.generation import GenerationConfig
 from xlmfam.common.parameters import Parameter, Table, linear_styles, table_of
+from xlmfam.common.positions import interleaved_sinusoids
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -53,6 +54,9 @@ class PreTrainedModel(nn.Module):
 
     def post_init(self, keep: tuple[str, ...] = ()) -> None:
         """Tie what is tied and draw initial values but for ``keep``, unless on the meta device."""
+        for name, parameter in self.expected_parameters().items():
+            if not parameter.trainable:
+                self.get_parameter(name).requires_grad_(False)
         self.tie_weights()
         if self.device.type != "meta":
             self.init_weights([name for name in self.expected_parameters() if name not in keep])
@@ -70,10 +74,9 @@ class PreTrainedModel(nn.Module):
 
     def init_weights(self, names: list[str] | None = None) -> None:
         """Draw initial values from torch's generator, for all parameters or for ``names``."""
-        std = self.table.init_std(self.config)
         for name, parameter in self.expected_parameters().items():
             if parameter.tied_to is None and (names is None or name in names):
-                initialise(self.get_parameter(name), parameter, std)
+                initialise(self.get_parameter(name), parameter)
 
     def tie_weights(self) -> None:
         """Make parameters that the table ties one and the same."""
@@ -177,7 +180,7 @@ class PreTrainedModel(nn.Module):
     def _resize(self, name: str, parameter: Parameter) -> None:
         old = self.get_parameter(name)
         new = nn.Parameter(old.new_empty(parameter.shape), requires_grad=old.requires_grad)
-        initialise(new, parameter, self.table.init_std(self.config))
+        initialise(new, parameter)
         kept = tuple(slice(min(a, b)) for a, b in zip(old.shape, new.shape, strict=True))
         with torch.no_grad():
             new[kept] = old[kept]
@@ -232,11 +235,12 @@ class PreTrainedModel(nn.Module):
         ) as reader:
             for name, array in reader.items():
                 value = as_tensor(array).to(device)
-                model._put(name, nn.Parameter(value))
+                model._put(name, nn.Parameter(value, reader.parameters[name].trainable))
         kind = torch_dtype(reader.dtype.name) if reader.dtype is not None else torch.float32
         for name in reader.plan.new:
-            shape = reader.parameters[name].shape
-            model._put(name, nn.Parameter(torch.empty(shape, dtype=kind, device=device)))
+            row = reader.parameters[name]
+            empty = torch.empty(row.shape, dtype=kind, device=device)
+            model._put(name, nn.Parameter(empty, row.trainable))
         model.init_weights(reader.plan.new)
         model.tie_weights()
         model.generation_config = load_generation_config(
@@ -316,11 +320,13 @@ class PreTrainedModel(nn.Module):
         check_token_range(name, least, most, self.config.vocab_size)
 
 
-def initialise(value: Tensor, parameter: Parameter, std: float) -> None:
+def initialise(value: Tensor, parameter: Parameter) -> None:
     """Fill ``value`` with the initial values that the table states."""
     with torch.no_grad():
-        if parameter.init == "normal":
-            value.normal_(0.0, std)
+        if parameter.init == "sinusoids":
+            value.copy_(torch.from_numpy(interleaved_sinusoids(*value.shape)))
+        elif parameter.init == "normal":
+            value.normal_(0.0, parameter.std)
             if parameter.padding_row is not None:
                 value[parameter.padding_row] = 0.0
         else:

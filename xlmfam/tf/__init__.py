@@ -25,30 +25,50 @@ if keras.backend.backend() != "tensorflow":
         f"'{keras.backend.backend()}'. Set KERAS_BACKEND=tensorflow before keras is imported."
     )
 
-_XGLM = dict.fromkeys(
-    (
-        "TFXGLMForCausalLM",
-        "TFXGLMModel",
-        "TFXGLMPreTrainedModel",
-        "XGLMForCausalLM",
-        "XGLMModel",
-        "XGLMPreTrainedModel",
-    ),
-    "xlmfam.tf.xglm",
-)
+# Every class has transformers' prefixed name too.
+_MODELS = {
+    "XGLMForCausalLM": "xlmfam.tf.xglm",
+    "XGLMModel": "xlmfam.tf.xglm",
+    "XGLMPreTrainedModel": "xlmfam.tf.xglm",
+    "XLMEncoderDecoder": "xlmfam.tf.xlm_translation",
+    "XLMForMultipleChoice": "xlmfam.tf.xlm_heads",
+    "XLMForQuestionAnswering": "xlmfam.tf.xlm_heads",
+    "XLMForQuestionAnsweringSimple": "xlmfam.tf.xlm_heads",
+    "XLMForSequenceClassification": "xlmfam.tf.xlm_heads",
+    "XLMForTokenClassification": "xlmfam.tf.xlm_heads",
+    "XLMModel": "xlmfam.tf.xlm",
+    "XLMPreTrainedModel": "xlmfam.tf.xlm",
+    "XLMWithLMHeadModel": "xlmfam.tf.xlm",
+}
 _EXPORTS = {
     "AutoConfig": "xlmfam.common.configs",
     "AutoModel": "xlmfam.tf.auto",
     "AutoModelForCausalLM": "xlmfam.tf.auto",
+    "AutoModelForMaskedLM": "xlmfam.tf.auto",
+    "AutoModelForMultipleChoice": "xlmfam.tf.auto",
+    "AutoModelForPreTraining": "xlmfam.tf.auto",
+    "AutoModelForQuestionAnswering": "xlmfam.tf.auto",
+    "AutoModelForSeq2SeqLM": "xlmfam.tf.auto",
+    "AutoModelForSequenceClassification": "xlmfam.tf.auto",
+    "AutoModelForTokenClassification": "xlmfam.tf.auto",
     "AutoTokenizer": "xlmfam.common.tokenizers",
     "GenerationConfig": "xlmfam.common.generation",
     "KeyValueCache": "xlmfam.tf.cache",
     "PreTrainedModel": "xlmfam.tf.base",
     "TFAutoModel": "xlmfam.tf.auto",
     "TFAutoModelForCausalLM": "xlmfam.tf.auto",
+    "TFAutoModelForMaskedLM": "xlmfam.tf.auto",
+    "TFAutoModelForMultipleChoice": "xlmfam.tf.auto",
+    "TFAutoModelForPreTraining": "xlmfam.tf.auto",
+    "TFAutoModelForQuestionAnswering": "xlmfam.tf.auto",
+    "TFAutoModelForSeq2SeqLM": "xlmfam.tf.auto",
+    "TFAutoModelForSequenceClassification": "xlmfam.tf.auto",
+    "TFAutoModelForTokenClassification": "xlmfam.tf.auto",
     "TFPreTrainedModel": "xlmfam.tf.base",
     "XGLMConfig": "xlmfam.common.configs",
-    **_XGLM,
+    "XLMConfig": "xlmfam.common.configs",
+    **_MODELS,
+    **{f"TF{name}": module for name, module in _MODELS.items()},
 }
 
 __all__ = sorted(_EXPORTS)

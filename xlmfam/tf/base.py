@@ -37,6 +37,7 @@ from xlmfam.common.parameters import (
     spell,
     table_of,
 )
+from xlmfam.common.positions import interleaved_sinusoids
 from xlmfam.tf.attention import Tensor
 from xlmfam.tf.training import TrainingMixin
 
@@ -112,17 +113,17 @@ class PreTrainedModel(TrainingMixin, keras.Model):
     def _create(self, parameter: Parameter, value: Any = None) -> None:
         """Create the variable of ``parameter``, with ``value`` or else an initial one."""
         owner, leaf = self._place(parameter)
-        std = self.table.init_std(self.config)
 
         def values(shape, dtype):  # noqa: ARG001
             if value is None:
-                return initial(parameter, std, dtype)
+                return initial(parameter, dtype)
             return from_array(value, dtype)
 
         variable = owner.add_weight(
             shape=layout_shape(parameter, "keras"),
             initializer=values,
             name=leaf,
+            trainable=parameter.trainable,
             # Whole tables are never cast, and norms are computed in float32.
             autocast=parameter.kind in (Kind.LINEAR, Kind.BIAS, Kind.RAW),
         )
@@ -178,7 +179,9 @@ class PreTrainedModel(TrainingMixin, keras.Model):
 
     def set_input_embeddings(self, value: Any) -> None:
         """Use the table of another embedding layer, or a (V, D) array, for the tokens."""
-        (parameter,) = (p for p in self.expected_parameters().values() if p.kind is Kind.EMBEDDING)
+        parameter = self.table.token_embedding(self.config, self.table_class)
+        if parameter is None:
+            raise XlmfamError(f"{type(self).__name__} has no one token embedding")
         table = getattr(value, "embeddings", value)
         if tuple(table.shape) != parameter.shape:
             raise XlmfamError(
@@ -229,7 +232,7 @@ class PreTrainedModel(TrainingMixin, keras.Model):
 
     def _resize(self, parameter: Parameter) -> None:
         old = as_array(self._variable(parameter))
-        new = as_array(initial(parameter, self.table.init_std(self.config), old.dtype.name)).copy()
+        new = as_array(initial(parameter, old.dtype.name)).copy()
         kept = tuple(slice(min(a, b)) for a, b in zip(old.shape, new.shape, strict=True))
         new[kept] = old[kept]
         self._remove(parameter)
@@ -398,12 +401,14 @@ def values_from(reader: ParameterReader):
         _loading.reset(token)
 
 
-def initial(parameter: Parameter, std: float, dtype: str) -> Tensor:
+def initial(parameter: Parameter, dtype: str) -> Tensor:
     """Return the initial values that the table states, in Keras layout."""
     shape = layout_shape(parameter, "keras")
+    if parameter.init == "sinusoids":
+        return tf.constant(interleaved_sinusoids(*shape), dtype)
     if parameter.init != "normal":
         return (tf.ones if parameter.init == "ones" else tf.zeros)(shape, dtype)
-    values = keras.random.normal(shape, 0.0, std, dtype=dtype)
+    values = keras.random.normal(shape, 0.0, parameter.std, dtype=dtype)
     if parameter.padding_row is not None:
         empty = tf.zeros((1, *shape[1:]), dtype)
         values = tf.tensor_scatter_nd_update(values, [[parameter.padding_row]], empty)

@@ -6,17 +6,33 @@ import optree
 
 from xlmfam.common.outputs import (
     OUTPUTS,
+    BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
     GenerateOutput,
+    MaskedLMOutput,
     ModelOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    Seq2SeqLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+    XLMForQuestionAnsweringOutput,
 )
 
 __all__ = [
+    "BaseModelOutput",
     "BaseModelOutputWithPastAndCrossAttentions",
     "CausalLMOutputWithCrossAttentions",
     "GenerateOutput",
+    "MaskedLMOutput",
     "ModelOutput",
+    "MultipleChoiceModelOutput",
+    "QuestionAnsweringModelOutput",
+    "Seq2SeqLMOutput",
+    "SequenceClassifierOutput",
+    "TokenClassifierOutput",
+    "XLMForQuestionAnsweringOutput",
 ]
 
 

@@ -40,8 +40,6 @@ FORMAT_SPELLINGS: dict[str, Spelling] = {
     "tf": "keras_h5",
     "flax": "flax",
 }
-# Formats whose readers want every name, shared or not.
-FORMATS_WITH_TIES = ("pt", "tf")
 
 
 @dataclass
@@ -205,12 +203,14 @@ def save_parameters(
             f"format must be one of {', '.join(FORMAT_SPELLINGS)}; got {format!r}"
         )
     spelling = FORMAT_SPELLINGS[format]
-    parameters = table_of(config.model_type).expand(config, head)
+    table = table_of(config.model_type)
+    parameters = table.expand(config, head)
+    has_ties = format == "pt" or (format == "tf" and table.h5_has_ties)
     shared = {p.full_name: p for p in parameters.values()}
     stored = {
         spell(parameter, spelling): parameter
         for parameter in parameters.values()
-        if parameter.tied_to is None or format in FORMATS_WITH_TIES
+        if parameter.tied_to is None or has_ties
     }
 
     def origin(parameter: Parameter) -> Parameter:

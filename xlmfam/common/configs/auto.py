@@ -10,7 +10,10 @@ from xlmfam.common.configs.base import PretrainedConfig, pop_hub_arguments, read
 from xlmfam.common.errors import ConfigError
 
 # model_type -> where its config class stands
-CONFIGS = {"xglm": ("xlmfam.common.configs.xglm", "XGLMConfig")}
+CONFIGS = {
+    "xglm": ("xlmfam.common.configs.xglm", "XGLMConfig"),
+    "xlm": ("xlmfam.common.configs.xlm", "XLMConfig"),
+}
 
 
 def config_class(model_type: str | None) -> type[PretrainedConfig]:

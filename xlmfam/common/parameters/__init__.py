@@ -16,7 +16,10 @@ from xlmfam.common.parameters.spelling import (
 )
 from xlmfam.common.parameters.table import Kind, Parameter, Row, Table, parameter_count
 
-TABLES = {"xglm": ("xlmfam.common.parameters.xglm", "XGLM")}
+TABLES = {
+    "xglm": ("xlmfam.common.parameters.xglm", "XGLM"),
+    "xlm": ("xlmfam.common.parameters.xlm", "XLM"),
+}
 
 __all__ = [
     "Kind",

@@ -41,9 +41,14 @@ class Row:
         when: The row exists only where this holds for the config.
         heads: Names of the classes that have it; ``None`` means all of the family.
         tied_to: Template of the parameter that this one shares, while ``ties`` holds.
-        init: ``"normal"``, ``"zeros"`` or ``"ones"``; ``None`` follows from the kind.
+        init: ``"normal"``, ``"zeros"``, ``"ones"`` or ``"sinusoids"``; ``None`` follows from
+            the kind.
+        std: Name of the config field with the standard deviation of ``"normal"`` values;
+            ``None`` is the table's.
         padding_row: Name of the config field whose row starts as zeros (embeddings).
+        trainable: False for what is stored but never learned.
         h5_leaf: Last component in ``tf_model.h5`` where the kind does not tell.
+        h5_path: The components before it, where the name does not tell.
     """
 
     name: str
@@ -54,8 +59,11 @@ class Row:
     heads: frozenset[str] | None = None
     tied_to: str | None = None
     init: str | None = None
+    std: str | None = None
     padding_row: str | None = None
+    trainable: bool = True
     h5_leaf: str | None = None
+    h5_path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,10 @@ class Parameter:
         shape: Sizes in the canonical layout.
         axes: Logical axis per dimension.
         tied_to: ``full_name`` of the parameter it shares, or ``None``.
-        init: ``"normal"``, ``"zeros"`` or ``"ones"``.
+        init: ``"normal"``, ``"zeros"``, ``"ones"`` or ``"sinusoids"``.
+        std: Standard deviation of ``"normal"`` values.
         padding_row: Index of the row that starts as zeros, or ``None``.
+        trainable: False for what is stored but never learned.
         h5_name: Name in ``tf_model.h5`` without the model-instance component.
     """
 
@@ -81,7 +91,9 @@ class Parameter:
     axes: tuple[str, ...]
     tied_to: str | None
     init: str
+    std: float
     padding_row: int | None
+    trainable: bool
     h5_name: str
 
     @property
@@ -94,8 +106,8 @@ class Parameter:
 
     @property
     def decays(self) -> bool:
-        """Whether weight decay applies: not to biases and norms."""
-        return self.kind not in (Kind.BIAS, Kind.NORM_SCALE, Kind.NORM_SHIFT)
+        """Whether weight decay applies: not to biases, norms and what is never learned."""
+        return self.trainable and self.kind not in (Kind.BIAS, Kind.NORM_SCALE, Kind.NORM_SHIFT)
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,7 @@ class Table:
         prefix: First component of every base parameter in a model with a head.
         base: Name of the class without a head.
         heads: Names of the classes with one.
+        tokens: Template of the token embedding.
         sizes: Value of each size name for a config.
         indices: Values of each index of the name templates for a config.
         rows: The lines, in the order of the state dict.
@@ -114,13 +127,16 @@ class Table:
         ignored: Name templates that older files may carry and nobody needs, with the reason.
         aliases: Older name templates and the template of the row they mean.
         init_std: Standard deviation of ``"normal"`` initial values for a config.
+        indexed_sizes: Value of each size name that depends on the indices of the name too.
         h5_index: What stands between a list's name and the index in ``tf_model.h5``.
+        h5_has_ties: Whether ``tf_model.h5`` lists a tied parameter again.
     """
 
     family: str
     prefix: str
     base: str
     heads: tuple[str, ...]
+    tokens: str
     sizes: Mapping[str, Callable[[Any], int]]
     indices: Mapping[str, Callable[[Any], Sequence[Any]]]
     rows: tuple[Row, ...]
@@ -128,7 +144,9 @@ class Table:
     ties: Callable[[Any], bool] = field(default=lambda config: bool(config.tie_word_embeddings))
     ignored: tuple[tuple[str, str], ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    indexed_sizes: Mapping[str, Callable[[Any, dict[str, Any]], int]] = field(default_factory=dict)
     h5_index: str = "."
+    h5_has_ties: bool = True
 
     def check_class(self, head: str) -> None:
         """Raise ``XlmfamError`` unless ``head`` names a class of this family."""
@@ -154,6 +172,11 @@ class Table:
         """Return the names that ``template`` stands for under ``config``."""
         return [template.format(**values) for values in self.index_values(template, config)]
 
+    def token_embedding(self, config: Any, head: str) -> Parameter | None:
+        """Return the token embedding of class ``head``, or ``None`` where it has several."""
+        every = self.expand(config, head).values()
+        return next((p for p in every if p.full_name == self.tokens), None)
+
     def index_values(self, template: str, config: Any) -> list[dict[str, Any]]:
         """Return every assignment of the indices in ``template``, in nested-loop order."""
         used = re.findall(r"{(\w+)}", template)
@@ -178,16 +201,23 @@ class Table:
             name=name,
             full_name=full_name,
             kind=row.kind,
-            shape=tuple(self.sizes[size](config) for size in row.shape),
+            shape=tuple(self._size(size, config, values) for size in row.shape),
             axes=row.axes,
             tied_to=tied,
             init=row.init or INITIAL[row.kind],
+            std=getattr(config, row.std) if row.std else self.init_std(config),
             padding_row=padding,
+            trainable=row.trainable,
             h5_name=self._h5_name(row, values),
         )
 
+    def _size(self, name: str, config: Any, values: dict[str, Any]) -> int:
+        if name in self.indexed_sizes:
+            return self.indexed_sizes[name](config, values)
+        return self.sizes[name](config)
+
     def _h5_name(self, row: Row, values: dict[str, Any]) -> str:
-        path, _, _ = row.name.rpartition(".")
+        path = row.h5_path or row.name.rpartition(".")[0]
         path = re.sub(r"\.({\w+})", lambda match: f"\0{match.group(1)}", path)
         path = path.replace(".", "/").replace("\0", self.h5_index)
         return f"{path.format(**values)}/{row.h5_leaf or H5_LEAF[row.kind]}"

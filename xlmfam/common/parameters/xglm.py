@@ -26,6 +26,7 @@ XGLM = Table(
     prefix="model",
     base="XGLMModel",
     heads=("XGLMForCausalLM",),
+    tokens="model.embed_tokens.weight",
     sizes={
         "vocab": lambda config: config.vocab_size,
         "embed": lambda config: config.d_model,
