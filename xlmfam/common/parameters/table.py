@@ -48,7 +48,7 @@ class Row:
         padding_row: Name of the config field whose row starts as zeros (embeddings).
         trainable: False for what is stored but never learned.
         h5_leaf: Last component in ``tf_model.h5`` where the kind does not tell.
-        h5_path: The components before it, where the name does not tell.
+        h5_path: The components before it as they are, where the name does not tell.
     """
 
     name: str
@@ -217,9 +217,11 @@ class Table:
         return self.sizes[name](config)
 
     def _h5_name(self, row: Row, values: dict[str, Any]) -> str:
-        path = row.h5_path or row.name.rpartition(".")[0]
-        path = re.sub(r"\.({\w+})", lambda match: f"\0{match.group(1)}", path)
-        path = path.replace(".", "/").replace("\0", self.h5_index)
+        path = row.h5_path
+        if path is None:
+            path = row.name.rpartition(".")[0]
+            path = re.sub(r"\.({\w+})", lambda match: f"\0{match.group(1)}", path)
+            path = path.replace(".", "/").replace("\0", self.h5_index)
         return f"{path.format(**values)}/{row.h5_leaf or H5_LEAF[row.kind]}"
 
 
