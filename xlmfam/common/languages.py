@@ -5,6 +5,7 @@ Shapes: B batch, S sequence.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -70,12 +71,12 @@ def resolve_langs(config: Any, langs: Any) -> Any:
     """
     if langs is None:
         return None
+    if isinstance(langs, np.ndarray) and langs.dtype.kind not in "iu":
+        langs = langs.tolist()  # names, or what is refused below
     if isinstance(langs, str | int | np.integer):
         return np.full((1, 1), language_id(config, langs))
     if isinstance(langs, list | tuple):
-        langs = np.asarray(_each(config, langs))
-        if langs.dtype.kind not in "iu":
-            raise XlmfamError("langs must hold names or ids, as many in every row")
+        langs = _as_array(_each(config, langs))
     if not hasattr(langs, "shape"):
         raise XlmfamError(f"langs must be a name, ids, or a list of them, got {langs!r}")
     if len(langs.shape) == 0:
@@ -88,4 +89,14 @@ def _each(config: Any, langs: Any) -> Any:
         return [_each(config, lang) for lang in langs]
     if isinstance(langs, str):
         return language_id(config, langs)
-    return int(langs)
+    try:
+        return operator.index(langs)
+    except TypeError as error:
+        raise XlmfamError(f"langs must hold names or ids, got {langs!r}") from error
+
+
+def _as_array(ids: list) -> np.ndarray:
+    try:
+        return np.asarray(ids, np.int64)
+    except ValueError as error:
+        raise XlmfamError("langs must hold as many ids in every row") from error
