@@ -22,14 +22,14 @@ from xlmfam.pt.streaming import Streamer
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 StoppingCriterion = Callable[[Tensor, Any], Any]
-# What ``generate`` hands on to the model at every step.
+# What ``generate`` hands on to the model at every step, unless a model says otherwise.
 MODEL_ARGUMENTS = (
     "encoder_hidden_states",
     "encoder_attention_mask",
     "head_mask",
     "cross_attn_head_mask",
 )
-PER_ROW_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask")
+PER_ROW_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask", "langs")
 
 
 class GenerationMixin:
@@ -37,6 +37,8 @@ class GenerationMixin:
 
     config: Any
     generation_config: GenerationConfig
+    generation_arguments: tuple[str, ...] = MODEL_ARGUMENTS
+    generates_with_cache: bool = True
 
     @torch.no_grad()
     def generate(
@@ -64,8 +66,8 @@ class GenerationMixin:
             logits_processor: Functions of ids (R, C) and scores (R, V) that return scores.
             stopping_criteria: Functions of ids (R, C) and scores that say whether to stop, for
                 all rows or (R,) row by row.
-            **kwargs: Options by name (see ``GenerationConfig``) and the encoder's states for a
-                model with cross-attention.
+            **kwargs: Options by name (see ``GenerationConfig``) and what the model takes at every
+                step: ``generation_arguments`` lists it.
 
         Returns:
             (B * num_return_sequences, length) ids with the prompts, or a ``GenerateOutput``.
@@ -74,7 +76,7 @@ class GenerationMixin:
             ConfigError: For options that cannot be.
             XlmfamError: For inputs that cannot be.
         """
-        extra = {name: kwargs.pop(name) for name in MODEL_ARGUMENTS if name in kwargs}
+        extra = {name: kwargs.pop(name) for name in self.generation_arguments if name in kwargs}
         options = self.generation_config.or_given(generation_config, **kwargs)
         prompt = self._prompt(inputs if input_ids is None else input_ids, options)
         plan = plan_generation(options, prompt.shape[1], self.config.vocab_size)
@@ -85,13 +87,60 @@ class GenerationMixin:
         stops = list(stopping_criteria)
         if options.stop_strings:
             stops.append(StopStrings(options.stop_strings, tokenizer, prompt.shape[1]))
-        stepper = Stepper(self, plan, prompt, mask, extra)
+        stepper = Stepper(
+            self, plan, prompt, mask, self.prepare_generation(plan, prompt, mask, extra)
+        )
         processors = tuple(logits_processor)
         if plan.num_beams > 1:
             output = beam_search(stepper, plan, processors, stops, options.seed)
         else:
             output = single_search(stepper, plan, processors, stops, options.seed, streamer)
         return output if options.return_dict_in_generate else output.sequences
+
+    def prepare_generation(
+        self,
+        plan: GenerationPlan,  # noqa: ARG002
+        prompt: Tensor,  # noqa: ARG002
+        mask: Tensor | None,  # noqa: ARG002
+        extra: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Return the ``generation_arguments`` as ``next_logits`` wants them; models extend this.
+
+        Args:
+            plan: The options.
+            prompt: (B, C).
+            mask: (B, C) or ``None``.
+            extra: What the caller gave.
+        """
+        return extra
+
+    def next_logits(
+        self,
+        ids: Tensor,
+        length: int,  # noqa: ARG002
+        mask: Tensor | None,
+        cache: KeyValueCache | None,
+        extra: dict[str, Any],
+    ) -> Tensor:
+        """Return the scores (R, V) of the token that follows.
+
+        Args:
+            ids: (R, S), what is new; everything without a cache.
+            length: C, number of tokens so far.
+            mask: (R, C) or ``None``.
+            cache: Keys and values of the tokens before.
+            extra: What ``prepare_generation`` returned.
+        """
+        output = self(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=False,
+            last_logits_only=True,
+            return_dict=True,
+            **extra,
+        )
+        return output.logits[:, -1].float()
 
     def _prompt(self, input_ids: Tensor | None, options: GenerationConfig) -> Tensor:
         """Return (B, C) ids, checked."""
@@ -154,7 +203,7 @@ class Stepper:
             more = mask.new_ones(mask.shape[0], plan.new_tokens)
             self.mask = torch.cat([mask, more], 1)
         self.cache: KeyValueCache | None = None
-        if plan.use_cache:
+        if plan.use_cache and model.generates_with_cache:
             self.cache = model.init_cache(prompt.shape[0], plan.max_length)
 
     def first(self, times: int) -> Tensor:
@@ -181,16 +230,8 @@ class Stepper:
             self.cache.reorder(rows)
 
     def _run(self, ids: Tensor, length: int) -> Tensor:
-        output = self.model(
-            input_ids=ids,
-            attention_mask=None if self.mask is None else self.mask[:, :length],
-            past_key_values=self.cache,
-            use_cache=False,
-            last_logits_only=True,
-            return_dict=True,
-            **self.extra,
-        )
-        return output.logits[:, -1].float()
+        mask = None if self.mask is None else self.mask[:, :length]
+        return self.model.next_logits(ids, length, mask, self.cache, self.extra)
 
 
 def single_search(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from xlmfam.common.activations import ACTIVATIONS
@@ -179,10 +179,29 @@ class XLMConfig(PretrainedConfig):
         """Return the config of the encoder or the decoder of a translation model."""
         return type(self).from_dict(self.to_dict(), is_encoder=is_encoder, causal=False)
 
-    def kept_heads(self, layer: int) -> int:
-        """Return the number of heads that a layer has left after pruning."""
+    def kept_heads(self, layer: int) -> list[int]:
+        """Return the numbers of the heads that a layer has left after pruning."""
         pruned = self.pruned_heads
-        return self.n_heads - len(set(pruned.get(layer, pruned.get(str(layer), ()))))
+        gone = set(pruned.get(layer, pruned.get(str(layer), ())))
+        return [head for head in range(self.n_heads) if head not in gone]
+
+    def prune(self, heads: Mapping[int, Sequence[int]]) -> None:
+        """Add ``heads`` by layer to ``pruned_heads``.
+
+        Raises:
+            ConfigError: When there is no such layer or head, or a layer would have none left; the
+                config is then as it was.
+        """
+        before = self.pruned_heads
+        merged = {int(layer): set(gone) for layer, gone in before.items()}
+        for layer, gone in heads.items():
+            merged[int(layer)] = merged.get(int(layer), set()) | set(gone)
+        self.pruned_heads = {layer: sorted(gone) for layer, gone in sorted(merged.items()) if gone}
+        try:
+            self._check_pruned_heads()
+        except ConfigError:
+            self.pruned_heads = before
+            raise
 
     def validate(self) -> None:
         """Check the values against each other (see the base class)."""
@@ -218,10 +237,10 @@ class XLMConfig(PretrainedConfig):
             raise ConfigError(
                 f"asm_cutoffs must rise and lie between 0 and {self.vocab_size}, got {cuts!r}"
             )
-        smallest = int(self.emb_dim // self.asm_div_value ** len(cuts))
-        if self.asm_div_value <= 0 or smallest < 1:
+        value = self.asm_div_value
+        if value <= 0 or int(self.emb_dim // value ** len(cuts)) < 1:
             raise ConfigError(
-                f"asm_div_value {self.asm_div_value!r} leaves the last of {len(cuts)} clusters no "
+                f"asm_div_value {value!r} leaves the last of {len(cuts)} clusters no "
                 f"width: emb_dim is {self.emb_dim}"
             )
 
@@ -245,5 +264,5 @@ class XLMConfig(PretrainedConfig):
                     f"pruned_heads names layer {layer}, heads {list(heads)}; there are "
                     f"{self.n_layers} layers of {self.n_heads} heads"
                 )
-            if self.kept_heads(int(layer)) == 0:
+            if not self.kept_heads(int(layer)):
                 raise ConfigError(f"pruned_heads leaves layer {layer} no head")

@@ -171,7 +171,7 @@ XLM = Table(
         "short_list": lambda config: config.asm_cuts[0] + len(config.asm_cuts) - 1,
     },
     indexed_sizes={
-        "kept": lambda c, at: c.emb_dim // c.n_heads * c.kept_heads(at["layer"]),
+        "kept": lambda c, at: c.emb_dim // c.n_heads * len(c.kept_heads(at["layer"])),
         "tail_width": lambda c, at: int(c.emb_dim // c.asm_div_value ** (at["tail"] + 1)),
         "tail_words": lambda c, at: c.asm_cuts[at["tail"] + 1] - c.asm_cuts[at["tail"]],
     },
