@@ -74,13 +74,13 @@ def test_a_framework_s_own_array_stays_one(shape, expected):
 
 @pytest.mark.parametrize("langs", ["xx", ["en", "xx"], [["de"], ["xx"]], np.array(["xx"])])
 def test_an_unknown_name_lists_the_known_ones_by_id(langs):
-    with pytest.raises(XlmfamError, match="unknown language 'xx'; this model knows de, ro, en$"):
+    with pytest.raises(XlmfamError, match=r"unknown language 'xx'; this model knows de, ro, en$"):
         resolve_langs(NAMED, langs)
 
 
 @pytest.mark.parametrize("langs", ["en", ["en"], [[0, "en"]]])
 def test_a_name_in_a_model_that_has_no_names(langs):
-    with pytest.raises(XlmfamError, match="'en' was given by name, .* no lang2id: .* below 4"):
+    with pytest.raises(XlmfamError, match=r"'en' was given by name, .* no lang2id: .* below 4"):
         resolve_langs(UNNAMED, langs)
 
 

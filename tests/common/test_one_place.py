@@ -26,6 +26,10 @@ LOADING = [
 LEAF_NAMES = {"weight", "bias"} | {leaf for leaves in LEAVES.values() for leaf in leaves.values()}
 
 
+# Names of modules that mean something else as well.
+EVERYDAY = {"model", "layers", "embeddings"}
+
+
 def module_names():
     """Names of modules that own parameters: q_proj, layer_norm, embed_tokens ..."""
     names = set()
@@ -35,7 +39,7 @@ def module_names():
         for head in (table.base, *table.heads):
             for name in table.expand(config, head):
                 names |= set(re.split(r"[./]", name)[:-1])
-    return {name for name in names if not name.isdigit()} - {"model", "layers"}
+    return {name for name in names if not name.isdigit()} - EVERYDAY
 
 
 MODULES = module_names()
@@ -116,6 +120,8 @@ def test_no_transpose_where_weights_are_loaded(path):
         "/gamma",
         "layer_norm/scale",
         "embed_tokens.embedding",
+        "transformer.attentions.{layer}.q_lin.weight",
+        "pred_layer_._proj/bias",
     ],
 )
 def test_the_scan_sees_names(text):
@@ -135,6 +141,10 @@ def test_the_scan_sees_parts_of_formatted_names():
 @pytest.mark.parametrize("code", ["x.T", "x.transpose(1, 0)", "np.swapaxes(x, 0, 1)", "x.t()"])
 def test_the_scan_sees_transposes(code):
     assert len(list(transposes_in(ast.parse(code)))) == 1
+
+
+def test_module_names_are_those_of_every_family():
+    assert {"q_proj", "lm_head", "q_lin", "pred_layer", "qa_outputs"} <= MODULES
 
 
 def test_module_names_do_not_stand_in_loading_code():

@@ -1,11 +1,22 @@
 """Outputs: attribute, key, index, slice, and only what is there."""
 
 import copy
+import json
 import pickle
+from pathlib import Path
 
 import pytest
 
 from xlmfam.common.outputs import OUTPUTS, CausalLMOutputWithCrossAttentions, GenerateOutput
+from xlmfam.common.parameters import TABLES
+
+FOLDER = Path(__file__).parents[1] / "data" / "manifests"
+MANIFESTS = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in TABLES}
+DOCUMENTED = {
+    model: entry
+    for manifest in MANIFESTS.values()
+    for model, entry in manifest.get("outputs", {}).items()
+}
 
 Output = CausalLMOutputWithCrossAttentions
 
@@ -78,3 +89,15 @@ def test_every_output_is_made_of_pairs_and_mappings():
         first = output.fields[0]
         assert output({first: 1}) == output([(first, 1)]) == output(**{first: 1})
         assert len(set(output.fields)) == len(output.fields)
+
+
+@pytest.mark.parametrize("entry", DOCUMENTED.values(), ids=list(DOCUMENTED))
+def test_fields_are_the_reference_s_in_its_order(entry):
+    by_name = {output.__name__: output for output in OUTPUTS}
+    assert list(by_name[entry["class"]].fields) == entry["fields"]
+
+
+def test_every_output_says_what_its_fields_are():
+    for output in OUTPUTS:
+        assert all(field in output.__doc__ for field in output.fields), output
+        assert len({other.__name__ for other in OUTPUTS}) == len(OUTPUTS)

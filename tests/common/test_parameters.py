@@ -30,17 +30,27 @@ CASES = [
     for variant, entry in manifest["variants"].items()
     for head in entry["classes"]
 ]
-every = pytest.mark.parametrize(("family", "variant", "head"), CASES)
-
-
-def expanded(family, variant, head):
-    options = MANIFESTS[family]["variants"][variant]["options"]
-    config = AutoConfig.for_model(family, **options)
-    return table_of(family).expand(config, head)
 
 
 def manifest_of(family, variant, head):
     return MANIFESTS[family]["variants"][variant]["classes"][head]
+
+
+def over(cases):
+    return pytest.mark.parametrize(("family", "variant", "head"), cases)
+
+
+every = over(CASES)
+# Where the reference has a model of that framework: it has none of some variants and families.
+in_h5 = over([case for case in CASES if manifest_of(*case)["h5"]])
+in_flax = over([case for case in CASES if manifest_of(*case).get("flax")])
+
+
+def expanded(family, variant, head, **more):
+    options = MANIFESTS[family]["variants"][variant]["options"]
+    options = {**options, **manifest_of(family, variant, head).get("options", {}), **more}
+    config = AutoConfig.for_model(family, **options)
+    return table_of(family).expand(config, head)
 
 
 def shapes(parameters, spelling, prefixed=False):
@@ -73,17 +83,28 @@ def test_ties_are_what_safetensors_leaves_out(family, variant, head):
     assert tied == manifest_of(family, variant, head)["safetensors_missing"]
 
 
-@every
+# What the reference's TensorFlow model forgets: it always uses the embedding as its head.
+LOST_IN_H5 = {("xlm", "untied", "XLMWithLMHeadModel"): {"pred_layer_._proj/kernel": [20, 53]}}
+
+
+@in_h5
 def test_h5_names_and_shapes(family, variant, head):
-    expected = manifest_of(family, variant, head)["h5"]["shapes"]
-    assert shapes(expanded(family, variant, head), "keras_h5") == expected
+    manifest = manifest_of(family, variant, head)["h5"]
+    parameters = expanded(family, variant, head)
+    listed = {
+        name: p
+        for name, p in parameters.items()
+        if p.tied_to is None or table_of(family).h5_has_ties
+    }
+    expected = {**manifest["shapes"], **LOST_IN_H5.get((family, variant, head), {})}
+    assert shapes(listed, "keras_h5") == expected
+    for repeated in manifest.get("repeated", {}).values():
+        assert repeated.items() <= expected.items()
 
 
-@every
+@in_flax
 def test_flax_names_and_shapes(family, variant, head):
     expected = manifest_of(family, variant, head)["flax"]
-    if expected is None:
-        pytest.skip("the reference has no Flax model of this variant")
     parameters = expanded(family, variant, head)
     came = {spell(p, "flax"): list(layout_shape(p, "flax")) for p in parameters.values()}
     tied = {spell(p, "flax") for p in parameters.values() if p.tied_to}

@@ -136,7 +136,9 @@ def _split_missing(
         for name, parameter in parameters.items()
         if not parameter.full_name.startswith(table.prefix + ".") and parameter.tied_to is None
     ]
-    if own and set(own) <= set(missing):
+    # Where nothing is the base's, there is no head that could start anew.
+    has_base = any(p.full_name.startswith(table.prefix + ".") for p in parameters.values())
+    if has_base and own and set(own) <= set(missing):
         return [name for name in missing if name not in own], own
     return missing, []
 
