@@ -72,7 +72,9 @@ class FillMaskMixin:
         found: list[list[Any]] = [[] for _ in texts]
         for row, column, score in zip(rows, columns, scores, strict=True):
             kept = ids[row][mask[row] == 1]
-            found[row].append(_guesses(tokenizer, kept, column - _padding(mask[row]), score, top_k))
+            found[row].append(
+                _guesses(tokenizer, kept, int(column) - _padding(mask[row]), score, top_k)
+            )
         results = [guesses[0] if len(guesses) == 1 else guesses for guesses in found]
         return results[0] if isinstance(text, str) else results
 

@@ -73,7 +73,9 @@ def resolve_langs(config: Any, langs: Any) -> Any:
         return None
     if isinstance(langs, np.ndarray) and langs.dtype.kind not in "iu":
         langs = langs.tolist()  # names, or what is refused below
-    if isinstance(langs, str | int | np.integer):
+    if isinstance(langs, np.integer):
+        langs = int(langs)
+    if isinstance(langs, str | int):
         return np.full((1, 1), language_id(config, langs))
     if isinstance(langs, list | tuple):
         langs = _as_array(_each(config, langs))

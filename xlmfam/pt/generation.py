@@ -38,7 +38,6 @@ class GenerationMixin:
     config: Any
     generation_config: GenerationConfig
     generation_arguments: tuple[str, ...] = MODEL_ARGUMENTS
-    generates_with_cache: bool = True
 
     @torch.no_grad()
     def generate(
@@ -96,6 +95,11 @@ class GenerationMixin:
         else:
             output = single_search(stepper, plan, processors, stops, options.seed, streamer)
         return output if options.return_dict_in_generate else output.sequences
+
+    @property
+    def generates_with_cache(self) -> bool:
+        """Whether keys and values of earlier tokens stay as they are when one is added."""
+        return True
 
     def prepare_generation(
         self,

@@ -577,7 +577,7 @@ class XLMWithLMHeadModel(XLMPreTrainedModel, GenerationMixin, FillMaskMixin):
 
     @property
     def generates_with_cache(self) -> bool:
-        """Whether earlier tokens stay as they are when one is added."""
+        """Whether keys and values of earlier tokens stay as they are when one is added."""
         return self.config.is_causal and not any(self.config.pruned_heads.values())
 
     def prepare_generation(self, plan, prompt, mask, extra: dict[str, Any]) -> dict[str, Any]:

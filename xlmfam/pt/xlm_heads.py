@@ -15,6 +15,7 @@ from xlmfam.common.checks import check_shape
 from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.common.languages import resolve_langs
+from xlmfam.common.logging import get_logger
 from xlmfam.pt.linear import Linear
 from xlmfam.pt.outputs import (
     MultipleChoiceModelOutput,
@@ -32,6 +33,8 @@ from xlmfam.pt.xlm import (
     mean_loss,
 )
 from xlmfam.pt.xlm_modules import BeamAnswers, SequenceSummary, take_positions
+
+logger = get_logger(__name__)
 
 
 class XLMHead(XLMPreTrainedModel):
@@ -166,7 +169,7 @@ class XLMForMultipleChoice(XLMHead):
                 (B, C, S) ids.
             token_type_ids: (B, C, S).
             position_ids: (B, C, S).
-            lengths: (B, C).
+            lengths: Not used, as in transformers: give ``attention_mask``.
             cache: A dict that is filled in place.
             head_mask: (L, H) or (H,).
             inputs_embeds: (B, C, S, D).
@@ -184,6 +187,8 @@ class XLMForMultipleChoice(XLMHead):
             shape = None if given is None else tuple(given.shape)
             wanted = "(batch, choices, sequence)" if dimensions == 3 else "with a width behind it"
             raise XlmfamError(f"the inputs must be {wanted}, got {shape}")
+        if lengths is not None:
+            logger.warning("lengths is not used for multiple choice: give attention_mask")
         batch, choices = given.shape[:2]
         check_shape("labels", labels, (batch,))
         output = self.transformer(
@@ -192,7 +197,6 @@ class XLMForMultipleChoice(XLMHead):
             langs=choice_langs(self.config, langs, batch, choices),
             token_type_ids=_flat(token_type_ids),
             position_ids=_flat(position_ids),
-            lengths=_flat(lengths),
             cache=cache,
             head_mask=head_mask,
             inputs_embeds=_flat(inputs_embeds),

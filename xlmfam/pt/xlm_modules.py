@@ -6,6 +6,8 @@ E source sequence, V vocabulary.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -133,7 +135,7 @@ class AdaptiveLogSoftmax(nn.Module):
 
     def __init__(self, width: int, cuts: list[int], div_value: float):
         super().__init__()
-        clusters = list(zip(cuts, cuts[1:], strict=False))
+        clusters = list(pairwise(cuts))
         self.head = Linear(width, cuts[0] + len(clusters))
         self.short_list = cuts[0]
         self.tail = nn.ModuleList()

@@ -94,6 +94,7 @@ class PretrainedConfig:
     model_type: ClassVar[str] = ""
     attribute_map: ClassVar[dict[str, str]] = {}
     torch_dtype: str | None
+    pruned_heads: dict[int, list[int]]
     id2label: dict[int, str]
     label2id: dict[str, int]
 
@@ -108,6 +109,7 @@ class PretrainedConfig:
             if key not in self.__dict__:
                 setattr(self, key, copy.deepcopy(kwargs.pop(key, default)))
         self.torch_dtype = dtype_name(self.torch_dtype)
+        self.pruned_heads = {int(key): list(heads) for key, heads in self.pruned_heads.items()}
         self.id2label = {int(key): value for key, value in dict(self.id2label).items()}
         if num_labels is not None and num_labels != len(self.id2label):
             self.num_labels = num_labels

@@ -181,8 +181,7 @@ class XLMConfig(PretrainedConfig):
 
     def kept_heads(self, layer: int) -> list[int]:
         """Return the numbers of the heads that a layer has left after pruning."""
-        pruned = self.pruned_heads
-        gone = set(pruned.get(layer, pruned.get(str(layer), ())))
+        gone = self.pruned_heads.get(layer, [])
         return [head for head in range(self.n_heads) if head not in gone]
 
     def prune(self, heads: Mapping[int, Sequence[int]]) -> None:
@@ -252,9 +251,9 @@ class XLMConfig(PretrainedConfig):
                         f"lang2id gives {name!r} the id {number}; there are {self.n_langs} "
                         "languages (n_langs)"
                     )
-        number = self.lang_id
-        if self.uses_languages and number is not None and not 0 <= number < self.n_langs:
-            raise ConfigError(f"lang_id must lie in [0, {self.n_langs}), got {number}")
+        given = self.lang_id
+        if self.uses_languages and given is not None and not 0 <= given < self.n_langs:
+            raise ConfigError(f"lang_id must lie in [0, {self.n_langs}), got {given}")
 
     def _check_pruned_heads(self) -> None:
         for layer, heads in self.pruned_heads.items():
