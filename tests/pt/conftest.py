@@ -1,13 +1,18 @@
 """Small models in PyTorch with random parameters."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("torch")
 
+sys.path.append(str(Path(__file__).parent))  # for pt_models
+
 import torch
+from pt_models import randomise
 
 from xlmfam import XGLMConfig
-from xlmfam.common.parameters import Kind
 
 SIZES = {
     "vocab_size": 53,
@@ -19,16 +24,6 @@ SIZES = {
     "dropout": 0.0,
     "attention_dropout": 0.0,
 }
-
-
-def randomise(model, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    rows = model.expected_parameters()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * 0.25
-            parameter.copy_(noise + (rows[name].kind is Kind.NORM_SCALE))
-    return model.eval()
 
 
 @pytest.fixture
