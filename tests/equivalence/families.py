@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from xlmfam import XGLMConfig
+from xlmfam import XGLMConfig, XLMConfig
+from xlmfam.common.parameters import table_of
 
 Inputs = dict[str, np.ndarray]
 
@@ -24,11 +25,13 @@ class Call:
         inputs: Makes the arrays from a config and a generator.
         flags: Further arguments.
         when: The call exists only where this holds for the config.
+        valid: Name of the mask of what is compared, where the inputs have it.
     """
 
     inputs: Callable[[Any, np.random.Generator], Inputs]
     flags: Mapping[str, Any] = field(default_factory=dict)
     when: Callable[[Any], bool] = lambda config: True
+    valid: str = "attention_mask"
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,16 @@ class Head:
         calls: What to call it with, by name.
         training: Names of calls with labels; the last one that the config has is differentiated.
         generation: Options of ``generate``, by name; empty where it has none.
+        prompts: Makes the inputs of ``generate``.
+        variants: Names of the configs that it is tried with; all by default.
     """
 
     name: str
     calls: Mapping[str, Call]
     training: tuple[str, ...] = ()
     generation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prompts: Callable[[Any, np.random.Generator], Inputs] | None = None
+    variants: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,14 +63,12 @@ class Family:
         name: Folder of its golden numbers.
         configs: Variants by name.
         heads: Its classes.
-        prompts: Makes the inputs of ``generate``.
         zero_gradient: Whether a parameter's gradient is zero but for rounding.
     """
 
     name: str
     configs: Mapping[str, Any]
     heads: tuple[Head, ...]
-    prompts: Callable[[Any, np.random.Generator], Inputs]
     zero_gradient: Callable[[str], bool]
 
 
@@ -186,13 +191,322 @@ XGLM = Family(
                 "greedy": {"max_new_tokens": 6, "do_sample": False},
                 "beam": {"max_new_tokens": 6, "num_beams": 3, "num_return_sequences": 2},
             },
+            prompts=padded_ids,
         ),
     ),
-    prompts=padded_ids,
     zero_gradient=lambda name: name.endswith("k_proj.bias"),
 )
 
-FAMILIES = {family.name: family for family in (XGLM,)}
+# ---- XLM ------------------------------------------------------------------------------------
+
+# Three texts, so that no config has as many layers, labels or answers.
+ROWS, CHOICES, TARGET = 3, 8, 9
+STATES = {"output_hidden_states": True, "output_attentions": True}
+XLM_GENERATION = {
+    "greedy": {"max_new_tokens": 6, "do_sample": False},
+    "beam": {"max_new_tokens": 6, "num_beams": 3, "num_return_sequences": 2},
+}
+
+
+def _xlm_config(**settings):
+    still = {"dropout": 0.0, "attention_dropout": 0.0, "summary_first_dropout": 0.0}
+    return XLMConfig(**still, **settings)
+
+
+def _languages(config, rng, *shape):
+    return rng.integers(0, config.n_langs, shape)
+
+
+def _head_mask(config, rng):
+    return rng.random((config.n_layers, config.n_heads), np.float32)
+
+
+def _words(config, rng):
+    return {"input_ids": token_ids(config, rng, ROWS)}
+
+
+def _left(config, rng):
+    return {**padded_ids(config, rng, ROWS), "langs": _languages(config, rng, ROWS, LENGTH)}
+
+
+def _right(config, rng):
+    return {name: values[:, ::-1].copy() for name, values in _left(config, rng).items()}
+
+
+def _every_input(config, rng):
+    return {
+        **_right(config, rng),
+        "token_type_ids": token_ids(config, rng, ROWS),
+        "position_ids": rng.integers(0, config.max_position_embeddings, (ROWS, LENGTH)),
+        "head_mask": _head_mask(config, rng),
+    }
+
+
+def _vectors(config, rng):
+    return {
+        "inputs_embeds": normal(rng, ROWS, LENGTH, config.emb_dim),
+        "lengths": np.array([7, 4, 5]),
+        "langs": _languages(config, rng, ROWS),
+        "head_mask": _head_mask(config, rng)[0],
+    }
+
+
+def _to_predict(config, rng, mask):
+    """Labels of words, for most of those that are there."""
+    labels = token_ids(config, rng, *mask.shape)
+    return np.where((rng.random(mask.shape) < 0.2) | (mask == 0), -100, labels)
+
+
+def _word_labels(config, rng):
+    made = _left(config, rng) if config.causal else _right(config, rng)
+    return {**made, "labels": _to_predict(config, rng, made["attention_mask"])}
+
+
+def _text_labels(config, rng):
+    made = _right(config, rng)
+    if config.problem_type == "multi_label_classification":
+        width = config.num_labels if config.summary_proj_to_labels else config.emb_dim
+        return {**made, "labels": rng.integers(0, 2, (ROWS, width)).astype(np.float32)}
+    return {**made, "labels": rng.integers(0, config.num_labels, ROWS)}
+
+
+def _token_labels(config, rng):
+    made = _right(config, rng)
+    labels = rng.integers(0, config.num_labels, (ROWS, LENGTH))
+    return {**made, "labels": np.where(made["attention_mask"] == 0, -100, labels)}
+
+
+def _choices(config, rng):
+    """Inputs (rows, choices, length) of as many texts."""
+    texts = ROWS * CHOICES
+    ends = rng.integers(2, LENGTH + 1, texts)
+    flat = {
+        "input_ids": token_ids(config, rng, texts),
+        "attention_mask": (np.arange(LENGTH) < ends[:, None]).astype(np.int64),
+        "langs": _languages(config, rng, texts, LENGTH),
+    }
+    return {name: values.reshape(ROWS, CHOICES, LENGTH) for name, values in flat.items()}
+
+
+def _choice_labels(config, rng):
+    return {**_choices(config, rng), "labels": rng.integers(0, CHOICES, ROWS)}
+
+
+def _answers(config, rng):
+    """Texts with more possible answers than are kept: of forbidden ones none is the best."""
+    mask = (np.arange(LENGTH) < np.array([[7], [6], [5]])).astype(np.int64)
+    p_mask = (mask == 0).astype(np.float32)
+    p_mask[:, 0] = 1.0
+    return {
+        "input_ids": np.where(mask == 1, token_ids(config, rng, ROWS), config.pad_index),
+        "attention_mask": mask,
+        "langs": _languages(config, rng, ROWS, LENGTH),
+        "p_mask": p_mask,
+        "cls_index": np.array([0, 2, 1]),
+    }
+
+
+def _span():
+    return {"start_positions": np.array([1, 2, 3]), "end_positions": np.array([5, 2, 4])}
+
+
+def _answer_labels(config, rng):
+    truth = np.array([0.0, 1.0, 0.0], np.float32)
+    return {**_answers(config, rng), **_span(), "is_impossible": truth}
+
+
+def _translated(config, rng):
+    """A source, and a target that begins with the end token; both padded on the right."""
+    mask = (np.arange(TARGET) < np.array([[6], [9], [4]])).astype(np.int64)
+    target = np.where(mask == 1, token_ids(config, rng, ROWS, TARGET), config.pad_index)
+    target[:, 0] = config.eos_index
+    return {
+        **_right(config, rng),
+        "decoder_input_ids": target,
+        "decoder_attention_mask": mask,
+        "decoder_langs": _languages(config, rng, ROWS),
+    }
+
+
+def _translated_vectors(config, rng):
+    return {
+        **_vectors(config, rng),
+        "decoder_inputs_embeds": normal(rng, ROWS, TARGET, config.emb_dim),
+        "decoder_langs": _languages(config, rng, ROWS, TARGET),
+        "decoder_head_mask": _head_mask(config, rng),
+    }
+
+
+def _translation_labels(config, rng):
+    made = _translated(config, rng)
+    return {**made, "labels": _to_predict(config, rng, made["decoder_attention_mask"])}
+
+
+def _source(config, rng):
+    """Short texts: what they are translated into is longer."""
+    made = {name: values[:, -4:] for name, values in _right(config, rng).items()}
+    made["attention_mask"][:, 0] = 1
+    return made
+
+
+def _prompts(config, rng):
+    """Only a causal model's prompts are padded: masked ones count padding as positions."""
+    if config.is_causal:
+        return _left(config, rng)
+    return {**_words(config, rng), "langs": _languages(config, rng, ROWS, LENGTH)}
+
+
+def _is_masked(config):
+    return not config.is_causal
+
+
+XLM_CALLS = {
+    "plain": Call(_words),
+    "everything": Call(_every_input, STATES),
+    "left_padding": Call(_left, STATES),
+    "embeddings": Call(_vectors, STATES, _is_masked),
+}
+WORD_LABELS = {
+    "labels": Call(_word_labels),
+    "labelled_logits": Call(_word_labels, {"labelled_logits_only": True}),
+}
+
+
+def _xlm_head(name, make, labels, variants):
+    """A head of texts, tried with and without labels."""
+    calls = {"everything": Call(make, STATES), "labels": Call(labels)}
+    return Head(name, calls, training=("labels",), variants=variants)
+
+
+XLM = Family(
+    name="xlm",
+    configs={
+        "masked": _xlm_config(
+            vocab_size=53,
+            emb_dim=20,
+            n_heads=5,
+            n_layers=2,
+            max_position_embeddings=31,
+            n_langs=6,
+            num_labels=9,
+            summary_type="mean",
+            summary_activation="tanh",
+        ),
+        "causal": _xlm_config(
+            vocab_size=43,
+            emb_dim=24,
+            n_heads=6,
+            n_layers=2,
+            max_position_embeddings=37,
+            n_langs=5,
+            num_labels=11,
+            causal=True,
+            gelu_activation=False,
+            tie_word_embeddings=False,
+            summary_type="last",
+            summary_proj_to_labels=False,
+            problem_type="multi_label_classification",
+        ),
+        "adaptive": _xlm_config(
+            vocab_size=51,
+            emb_dim=20,
+            n_heads=5,
+            n_layers=1,
+            max_position_embeddings=31,
+            sinusoidal_embeddings=True,
+            asm=True,
+            asm_cutoffs=[12, 29],
+            asm_div_value=2.0,
+        ),
+        "adaptive_untied": _xlm_config(
+            vocab_size=61,
+            emb_dim=36,
+            n_heads=4,
+            n_layers=1,
+            max_position_embeddings=33,
+            n_langs=5,
+            causal=True,
+            tie_word_embeddings=False,
+            asm=True,
+            asm_cutoffs=[8, 25, 40],
+            asm_div_value=2.0,
+        ),
+        "answers": _xlm_config(
+            vocab_size=41,
+            emb_dim=30,
+            n_heads=6,
+            n_layers=1,
+            max_position_embeddings=19,
+            n_langs=9,
+            num_labels=2,
+            start_n_top=4,
+            end_n_top=2,
+        ),
+        "translation": _xlm_config(
+            vocab_size=45,
+            emb_dim=20,
+            n_heads=5,
+            n_layers=2,
+            max_position_embeddings=23,
+            n_langs=6,
+        ),
+    },
+    heads=(
+        Head("XLMModel", XLM_CALLS, variants=("masked", "causal")),
+        Head(
+            "XLMWithLMHeadModel",
+            {**XLM_CALLS, **WORD_LABELS},
+            training=("labels",),
+            generation=XLM_GENERATION,
+            prompts=_prompts,
+            variants=("masked", "causal"),
+        ),
+        Head(
+            "XLMWithLMHeadModel",
+            {"everything": XLM_CALLS["everything"], **WORD_LABELS},
+            training=("labels",),
+            variants=("adaptive", "adaptive_untied"),
+        ),
+        _xlm_head("XLMForSequenceClassification", _every_input, _text_labels, ("masked", "causal")),
+        _xlm_head("XLMForMultipleChoice", _choices, _choice_labels, ("masked",)),
+        _xlm_head("XLMForTokenClassification", _every_input, _token_labels, ("masked",)),
+        _xlm_head(
+            "XLMForQuestionAnsweringSimple",
+            _every_input,
+            lambda config, rng: {**_right(config, rng), **_span()},
+            ("answers",),
+        ),
+        _xlm_head("XLMForQuestionAnswering", _answers, _answer_labels, ("answers",)),
+        Head(
+            "XLMEncoderDecoder",
+            {
+                "everything": Call(_translated, STATES, valid="decoder_attention_mask"),
+                "embeddings": Call(_translated_vectors, STATES),
+                "labels": Call(_translation_labels, valid="decoder_attention_mask"),
+            },
+            training=("labels",),
+            generation={
+                "greedy": {"target_lang": 4, "max_length": 8},
+                "beam": {"target_lang": 4, "max_length": 8, "num_beams": 3},
+            },
+            prompts=_source,
+            variants=("translation",),
+        ),
+    ),
+    # What shifts all scores of a softmax alike changes nothing.
+    zero_gradient=lambda name: name.endswith(
+        (
+            "k_lin.bias",
+            "logits_proj.bias",
+            "qa_outputs.bias",
+            "qa_outputs.start_logits.dense.bias",
+            "qa_outputs.end_logits.LayerNorm.bias",
+            "qa_outputs.end_logits.dense_1.bias",
+        )
+    ),
+)
+
+FAMILIES = {family.name: family for family in (XGLM, XLM)}
 
 
 def heads():
@@ -202,9 +516,20 @@ def heads():
         for family in FAMILIES.values()
         for variant in family.configs
         for head in family.heads
+        if head.variants is None or variant in head.variants
     ]
 
 
-def head_of(family, class_name):
-    """Return one class of a family."""
-    return next(head for head in FAMILIES[family].heads if head.name == class_name)
+def head_of(family, variant, class_name):
+    """Return one class of a family as it is tried with a variant."""
+    return next(
+        head
+        for head in FAMILIES[family].heads
+        if head.name == class_name and (head.variants is None or variant in head.variants)
+    )
+
+
+def learned(family, variant, class_name):
+    """Return the names of what is learned, shared parameters once."""
+    rows = table_of(family).expand(FAMILIES[family].configs[variant], class_name)
+    return {name for name, row in rows.items() if row.trainable and row.tied_to is None}

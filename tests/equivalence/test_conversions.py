@@ -13,7 +13,7 @@ from xlmfam.common.checkpoints.files import FORMATS
 from xlmfam.common.parameters import table_of
 
 HEADS = heads()
-WITH_HEAD = [entry for entry in HEADS if head_of(entry[0], entry[2]).training]
+WITH_HEAD = [entry for entry in HEADS if head_of(*entry).training]
 DIRECTIONS = list(itertools.permutations(BACKENDS, 2))
 
 

@@ -2,25 +2,19 @@
 
 import pytest
 from families import FAMILIES
-from golden import assert_call, cases, folder
+from golden import LoadedOnce, assert_call, cases
 
 CASES = [(family, case) for family in FAMILIES for case in cases(family, "calls")]
 
 
 @pytest.fixture(scope="module")
 def load():
-    """Load a class of a checkpoint once per backend."""
-    loaded = {}
-
-    def get(backend, family, case):
-        key = (backend.name, family, case["class"], case["checkpoint"])
-        if key not in loaded:
-            loaded[key] = backend.load(case["class"], folder(family) / case["checkpoint"])
-        return loaded[key]
-
-    return get
+    """Loads a class of a checkpoint once per backend and overrides."""
+    return LoadedOnce()
 
 
-@pytest.mark.parametrize(("family", "case"), CASES, ids=[case["name"] for _, case in CASES])
+@pytest.mark.parametrize(
+    ("family", "case"), CASES, ids=[f"{family}/{case['name']}" for family, case in CASES]
+)
 def test_call(backend, load, family, case):
     assert_call(backend, load(backend, family, case), family, case)

@@ -2,27 +2,19 @@
 
 import pytest
 from families import FAMILIES
-from golden import assert_generation, folder, generation
+from golden import LoadedOnce, assert_generation, generation
 
 CASES = [(family, case) for family in FAMILIES for case in generation(family)]
 
 
 @pytest.fixture(scope="module")
 def load():
-    """Load a checkpoint once per backend."""
-    loaded = {}
-
-    def get(backend, family, case):
-        key = (backend.name, family, case["checkpoint"])
-        if key not in loaded:
-            path = folder(family) / case["checkpoint"]
-            model = backend.cls("AutoModelForCausalLM").from_pretrained(path)
-            loaded[key] = model
-        return loaded[key]
-
-    return get
+    """Loads a checkpoint once per backend and overrides."""
+    return LoadedOnce("AutoModelForCausalLM")
 
 
-@pytest.mark.parametrize(("family", "case"), CASES, ids=[case["name"] for _, case in CASES])
+@pytest.mark.parametrize(
+    ("family", "case"), CASES, ids=[f"{family}/{case['name']}" for family, case in CASES]
+)
 def test_generation(backend, load, family, case):
     assert_generation(backend, load(backend, family, case), case)

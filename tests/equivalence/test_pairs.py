@@ -6,15 +6,15 @@ from functools import lru_cache
 import numpy as np
 import pytest
 from backends import get_backend
-from comparing import assert_close, assert_same_tokens, flatten
-from families import FAMILIES, head_of, heads
+from comparing import assert_close, assert_same_bits, assert_same_tokens, flatten
+from families import FAMILIES, head_of, heads, learned
 from golden import gradient_scales, select
 from tolerances import MODEL
 
 PAIRS = [("pt", "tf"), ("pt", "flax"), ("tf", "flax")]
 HEADS = heads()
-TRAINED = [entry for entry in HEADS if head_of(entry[0], entry[2]).training]
-GENERATING = [entry for entry in HEADS if head_of(entry[0], entry[2]).generation]
+TRAINED = [entry for entry in HEADS if head_of(*entry).training]
+GENERATING = [entry for entry in HEADS if head_of(*entry).generation]
 
 pairs = pytest.mark.parametrize("pair", PAIRS, ids=["-".join(pair) for pair in PAIRS])
 
@@ -32,8 +32,8 @@ class Results:
             setattr(self, name, lru_cache(None)(getattr(self, name)))
 
     def parts(self, entry):
-        family, variant, class_name = entry
-        return FAMILIES[family].configs[variant], head_of(family, class_name)
+        family, variant, _ = entry
+        return FAMILIES[family].configs[variant], head_of(*entry)
 
     def inputs(self, entry, name, make):
         return make(self.parts(entry)[0], np.random.default_rng(zlib.crc32(name.encode())))
@@ -52,7 +52,7 @@ class Results:
     def _call(self, name, entry, call_name, call):
         inputs = self.inputs(entry, call_name, call.inputs)
         output = get_backend(name).call(self.model(name, entry), inputs, **call.flags)
-        mask = inputs.get("attention_mask")
+        mask = inputs.get(call.valid)
         return {field: select(field, value, mask, mask) for field, value in output.items()}
 
     def _labelled(self, entry):
@@ -69,8 +69,9 @@ class Results:
         return backend.step(fresh, self._labelled(entry), "adamw")
 
     def generation(self, name, entry, options):
-        inputs = self.inputs(entry, "prompts", FAMILIES[entry[0]].prompts)
-        chosen = self.parts(entry)[1].generation[options]
+        head = self.parts(entry)[1]
+        inputs = self.inputs(entry, "prompts", head.prompts)
+        chosen = head.generation[options]
         return get_backend(name).generate(self.model(name, entry), inputs, **chosen)
 
 
@@ -100,7 +101,7 @@ def test_every_output_of_every_call(names, entry, results):
 def test_loss_and_the_gradient_of_every_parameter(names, entry, results):
     (loss, gradients), (other_loss, others) = (results.gradients(name, entry) for name in names)
     assert_close({"loss": loss}, {"loss": other_loss}, MODEL, f"{names} {entry}")
-    assert set(gradients) == set(results.checkpoint(*entry)[1]), "a gradient for each parameter"
+    assert set(gradients) == learned(*entry), "a gradient for each parameter"
     largest = max(np.abs(value).max() for value in others.values())
     still = [name for name in others if FAMILIES[entry[0]].zero_gradient(name)]
     scales = gradient_scales(still, largest)
@@ -120,7 +121,11 @@ def test_one_adamw_step(names, entry, results):
     kept = [name for name in before if not FAMILIES[entry[0]].zero_gradient(name)]
     one, other = ({name: values[name] for name in kept} for values in (one, other))
     assert_close(one, other, MODEL, f"{names} {entry} step")
-    assert all(np.abs(other[name] - before[name]).max() > 5e-4 for name in kept)
+    moved = {name for name in kept if np.abs(other[name] - before[name]).max() > 5e-4}
+    assert moved == learned(*entry) & set(kept)
+    still = {name: before[name] for name in kept if name not in moved}
+    if still:
+        assert_same_bits({name: other[name] for name in still}, still, "what is never learned")
 
 
 @pairs
@@ -129,5 +134,5 @@ def test_one_adamw_step(names, entry, results):
 def test_tokens(names, entry, options, results):
     one, other = (results.generation(name, entry, options) for name in names)
     assert_same_tokens(one, other, f"{names} {entry} {options}")
-    prompt = flatten(results.inputs(entry, "prompts", FAMILIES[entry[0]].prompts))["input_ids"]
+    prompt = flatten(results.inputs(entry, "prompts", head_of(*entry).prompts))["input_ids"]
     assert np.asarray(one).shape[1] > prompt.shape[1]

@@ -14,9 +14,10 @@ import pytest
 
 BACKENDS = ("pt", "tf", "flax")
 PACKAGES = {"pt": "torch", "tf": "tensorflow", "flax": "flax"}
-# torch's AdamW, spelled out because the frameworks' defaults differ.
+# torch's AdamW, spelled out because the frameworks' defaults differ. With the usual epsilon of
+# 1e-8 the direction of a step is the sign of a rounding error wherever a gradient is small.
 SGD = {"lr": 0.1}
-ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-5, "weight_decay": 0.01}
 
 
 @lru_cache
@@ -107,8 +108,29 @@ class Backend:
         """Return the array of one of the backend's own values."""
         return np.asarray(value)
 
+    def project(self, model, states):
+        """Return the scores of every word for states (..., width)."""
+        return self.array(model.project(self.tensor(states)))
+
+    def projection_gradients(self, model, states, targets):
+        """Return the mean loss of targets under the projection alone, and its gradients.
+
+        Args:
+            model: Its projection gives log-probabilities.
+            states: (n, width).
+            targets: (n,) ids.
+
+        Returns:
+            The loss, the gradient of the states, and those of the parameters by canonical name
+            (perhaps with zeros for what takes no part).
+        """
+        raise NotImplementedError
+
     def loss_and_gradients(self, model, inputs, **flags):
-        """Return the loss and its gradients by canonical name, in evaluation mode."""
+        """Return the loss and its gradients by canonical name, in evaluation mode.
+
+        What is never learned has none.
+        """
         raise NotImplementedError
 
     def step(self, model, inputs, optimiser, **options):
@@ -147,6 +169,15 @@ class Torch(Backend):
         loss.backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         return self.array(loss), model.to_canonical(gradients)
+
+    def projection_gradients(self, model, states, targets):
+        model.zero_grad()
+        states = self.tensor(states).clone().requires_grad_()
+        chosen = model.project(states).gather(1, self.tensor(targets)[:, None])
+        loss = -chosen.mean()
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return self.array(loss), self.array(states.grad), model.to_canonical(gradients)
 
     def step(self, model, inputs, optimiser, **options):
         optim = self.torch.optim
@@ -189,6 +220,16 @@ class TensorFlow(Backend):
     def loss_and_gradients(self, model, inputs, **flags):
         loss, gradients = self._gradients(model, inputs, **flags)
         return self.array(loss), model.to_canonical(gradients)
+
+    def projection_gradients(self, model, states, targets):
+        tf = self.tf
+        states = self.tensor(states)
+        with tf.GradientTape() as tape:
+            tape.watch(states)
+            scores = model.project(states)
+            loss = -tf.reduce_mean(tf.gather(scores, self.tensor(targets), batch_dims=1))
+        of_states, gradients = tape.gradient(loss, [states, model.trainable_variables])
+        return self.array(loss), self.array(of_states), model.to_canonical(gradients)
 
     def step(self, model, inputs, optimiser, **options):
         optimizers = self.keras.optimizers
@@ -236,13 +277,30 @@ class Flax(Backend):
         loss, gradients = self._gradients(model, inputs, **flags)
         return self.array(loss), model.to_canonical(gradients)
 
+    def projection_gradients(self, model, states, targets):
+        np_ = self.jax.numpy
+
+        def loss_of(params, states):
+            scores = model.project(states, params=params)
+            return -np_.take_along_axis(scores, targets[:, None], 1).mean()
+
+        run = self.jax.value_and_grad(loss_of, argnums=(0, 1))
+        loss, (gradients, of_states) = run(model.params, self.tensor(states))
+        return self.array(loss), self.array(of_states), model.to_canonical(gradients)
+
+    def _learned(self, model):
+        """Return a tree of booleans: what is learned, all else must not decay."""
+        traverse = importlib.import_module("flax.traverse_util")
+        return traverse.unflatten_dict({p: row.trainable for p, row in model.paths().items()})
+
     def step(self, model, inputs, optimiser, **options):
         if optimiser == "sgd":
             rule = self.optax.sgd((options or SGD)["lr"])
         else:
             options = options or ADAMW
             (b1, b2), lr, eps = options["betas"], options["lr"], options["eps"]
-            rule = self.optax.adamw(lr, b1, b2, eps, weight_decay=options["weight_decay"])
+            decay, learned = options["weight_decay"], self._learned(model)
+            rule = self.optax.adamw(lr, b1, b2, eps, weight_decay=decay, mask=learned)
         _, gradients = self._gradients(model, inputs)
         updates, _ = rule.update(gradients, rule.init(model.params), model.params)
         model.params = self.optax.apply_updates(model.params, updates)

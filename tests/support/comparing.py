@@ -27,10 +27,13 @@ def flatten(nested, name=""):
 def error_of(actual, expected, scale=None):
     """Return the largest error relative to the largest expected value, or to ``scale``.
 
-    Infinities must be equal and NaN is never right: both count as an infinite error.
+    Infinities must be equal and NaN is never right: both count as an infinite error. So does any
+    difference between whole numbers.
     """
     if actual.shape != expected.shape:
         return np.inf
+    if expected.dtype.kind in "iub":
+        return 0.0 if (actual == expected).all() else np.inf
     if not expected.size:
         return 0.0
     actual, expected = actual.astype(np.float64), expected.astype(np.float64)

@@ -12,10 +12,14 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 # Axes of batch and query in the fields that ``valid`` applies to.
 BATCH_AND_QUERY = {
     "logits": (0, 1),
+    "start_logits": (0, 1),
+    "end_logits": (0, 1),
     "last_hidden_state": (0, 1),
     "hidden_states": (0, 1),
+    "decoder_hidden_states": (0, 1),
     "attentions": (0, 2),
     "cross_attentions": (0, 2),
+    "decoder_attentions": (0, 2),
 }
 
 
@@ -52,6 +56,35 @@ def named(items):
     return {"argvalues": items, "ids": [item["name"] for item in items]}
 
 
+def load_case(backend, family, case, class_name=None):
+    """Load the checkpoint of a case, with the config values that it overrides.
+
+    Args:
+        backend: The adapter.
+        family: The family.
+        case: Names the checkpoint.
+        class_name: The case's own class by default.
+    """
+    path = folder(family) / case["checkpoint"]
+    return backend.load(class_name or case["class"], path, **case.get("overrides", {}))
+
+
+class LoadedOnce:
+    """Keeps models, one for each backend, class, checkpoint and overrides."""
+
+    def __init__(self, class_name=None):
+        self.class_name = class_name
+        self.models = {}
+
+    def __call__(self, backend, family, case):
+        class_name = self.class_name or case["class"]
+        overrides = json.dumps(case.get("overrides", {}), sort_keys=True)
+        key = (backend.name, family, class_name, case["checkpoint"], overrides)
+        if key not in self.models:
+            self.models[key] = load_case(backend, family, case, class_name)
+        return self.models[key]
+
+
 # ---- calls --------------------------------------------------------------------------------
 
 
@@ -59,14 +92,28 @@ def assert_call(backend, model, family, case, tolerance=MODEL):
     """Run every step of a case of ``calls`` and assert that it gives what it should."""
     stored = arrays(folder(family) / case["arrays"])
     past = None
+    cache = {"slen": 0}  # the same through all steps: the model fills it
     for number, step in enumerate(case["steps"]):
-        inputs = resolve(step["inputs"], stored)
+        inputs, flags = resolve(step["inputs"], stored), dict(step["flags"])
         if step.get("use_past"):
             inputs["past_key_values"] = past
-        output = backend.raw_call(model, inputs, **step["flags"])
+        if "cache" in step:
+            flags["cache"] = cache
+        output = backend.raw_call(model, inputs, **flags)
         past = output.get("past_key_values")
         what = f"{backend} {case['name']} step {number}"
         assert_step(_mean_loss(backend.numpy(output)), step, stored, what, tolerance)
+        if "cache" in step:
+            assert_cache(backend.numpy(cache), step["cache"], stored, what, tolerance)
+
+
+def assert_cache(cache, expected, stored, what, tolerance=MODEL):
+    """Assert what a call has left in a cache that is a dict."""
+    assert cache["slen"] == expected["slen"], f"{what}: slen is {cache['slen']}"
+    if "layers" in expected:
+        layers = resolve(expected["layers"], stored)
+        came = {name: value for name, value in cache.items() if name != "slen"}
+        assert_close(came, dict(enumerate(layers)), tolerance, f"{what} cache")
 
 
 def _mean_loss(output):
@@ -88,7 +135,7 @@ def assert_step(output, step, stored, what, tolerance=MODEL):
     came = {name: select(name, output.get(name), valid, keys) for name in wanted}
     expected = {name: select(name, value, valid, keys) for name, value in wanted.items()}
     assert_close(came, expected, tolerance, what)
-    for name, value in resolve(step["reference"], stored).items():
+    for name, value in resolve(step.get("reference", {}), stored).items():
         error = error_of(came[name], select(name, value, valid, keys))
         assert error > tolerance, f"{what}: {name} repeats the reference's mistake"
 
