@@ -14,42 +14,99 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-
-TASKS = ("load", "prefill", "decode1", "decode8", "train")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model and of the work given to it."""
+    """Sizes of a model and of the work given to it; a task uses those it has a word for."""
 
-    config: dict[str, int]
+    config: dict[str, Any]
     prefill: int = 512
     prompt: int = 16
     new_tokens: int = 32
     train: int = 128
+    rows: int = 4
+    length: int = 128
+
+    @property
+    def labelled(self) -> int:
+        """Number of positions with a label in masked-LM training: 15 %."""
+        return round(0.15 * self.rows * self.length)
 
 
-SHAPES = {
-    "564m": Shape(
-        {
-            "vocab_size": 256008,
-            "d_model": 1024,
-            "ffn_dim": 4096,
-            "num_layers": 24,
-            "attention_heads": 16,
-        }
+@dataclass(frozen=True)
+class Model:
+    """A model that can be compared.
+
+    Attributes:
+        family: Name of its parameter table.
+        head: The class that the checkpoint is of.
+        tasks: What is measured.
+        peer_backends: Frameworks that transformers 4.37.2 has it in.
+        shapes: Full size, and a small one to try things out.
+        suffix: Of the names of its workers.
+        warm_ups: Calls between the first and the timed ones.
+        repeats: Timed calls per process.
+    """
+
+    family: str
+    head: str
+    tasks: tuple[str, ...]
+    peer_backends: tuple[str, ...]
+    shapes: dict[str, Shape]
+    suffix: str = ""
+    warm_ups: int = 1
+    repeats: int = 5
+
+
+_XGLM = {
+    "vocab_size": 256008,
+    "d_model": 1024,
+    "ffn_dim": 4096,
+    "num_layers": 24,
+    "attention_heads": 16,
+}
+_XGLM_SMALL = {
+    "vocab_size": 8008,
+    "d_model": 128,
+    "ffn_dim": 512,
+    "num_layers": 4,
+    "attention_heads": 4,
+}
+# No dropout, so that the losses of all sides can be held against each other.
+_XLM = {
+    "vocab_size": 30145,
+    "emb_dim": 2048,
+    "n_layers": 12,
+    "n_heads": 16,
+    "n_langs": 1,
+    "max_position_embeddings": 512,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+_XLM_SMALL = {**_XLM, "vocab_size": 1000, "emb_dim": 64, "n_layers": 2, "n_heads": 4}
+
+MODELS = {
+    "xglm-564m": Model(
+        "xglm",
+        "XGLMForCausalLM",
+        ("load", "prefill", "decode1", "decode8", "train"),
+        ("pt", "tf", "flax"),
+        {"full": Shape(_XGLM), "small": Shape(_XGLM_SMALL, prefill=64)},
     ),
-    "small": Shape(
-        {
-            "vocab_size": 8008,
-            "d_model": 128,
-            "ffn_dim": 512,
-            "num_layers": 4,
-            "attention_heads": 4,
-        },
-        prefill=64,
+    # Its calls take seconds and are all alike: two are enough, and the first is warm-up enough.
+    "xlm-en-2048": Model(
+        "xlm",
+        "XLMWithLMHeadModel",
+        ("encode", "mlm"),
+        ("pt", "tf"),
+        {"full": Shape(_XLM), "small": Shape(_XLM_SMALL, rows=2, length=32)},
+        suffix="_xlm",
+        warm_ups=0,
+        repeats=2,
     ),
 }
 
@@ -61,6 +118,7 @@ class Arguments:
     backend: str
     task: str
     checkpoint: str
+    model: Model
     shape: Shape
     repeats: int
     seconds: float
@@ -76,18 +134,25 @@ def parse_arguments() -> Arguments:
     """Read the command line of a worker."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--backend", required=True, choices=("pt", "tf", "flax"))
-    parser.add_argument("--task", required=True, choices=TASKS)
+    parser.add_argument("--task", required=True)
     parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--shape", choices=tuple(SHAPES), default="564m")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--model", choices=tuple(MODELS), required=True)
+    parser.add_argument("--shape", choices=("full", "small"), required=True)
+    parser.add_argument("--repeats", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
     known = vars(parser.parse_args())
-    return Arguments(**{**known, "shape": SHAPES[known["shape"]]})
+    model = MODELS[known["model"]]
+    return Arguments(**{**known, "model": model, "shape": model.shapes[known["shape"]]})
 
 
 def emit(metric: str, values: list[float], unit: str) -> None:
     """Print one result as a JSON line."""
     print(json.dumps({"metric": metric, "values": values, "unit": unit}), flush=True)
+
+
+def emit_check(values: list[float]) -> None:
+    """Print numbers that all sides have to agree on as a JSON line."""
+    print(json.dumps({"check": values}), flush=True)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -98,14 +163,15 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def measure(arguments: Arguments, work: Callable[[], object]) -> tuple[float, list[float]]:
-    """Time the first call, one warm-up call, and then the repeats.
+    """Time the first call, and after the model's warm-up calls the repeats.
 
     Returns:
         Seconds of the first call (compiling included) and of each repeat. The repeats end early
         when they have taken ``arguments.seconds``, but not before the second.
     """
     first = timed(work)
-    timed(work)
+    for _ in range(arguments.model.warm_ups):
+        timed(work)
     values: list[float] = []
     while len(values) < arguments.repeats and (len(values) < 2 or sum(values) < arguments.seconds):
         values.append(timed(work))
@@ -162,7 +228,7 @@ def run(workers: dict[str, type]) -> None:
 
 
 class Worker:
-    """The tasks, in terms of a few hooks that a backend fills in."""
+    """The tasks of a causal model, in terms of a few hooks that a backend fills in."""
 
     def __init__(self, arguments: Arguments):
         self.arguments = arguments
@@ -223,3 +289,49 @@ class Worker:
         emit_steady(self.arguments, "train", lambda: losses.append(work()), 1.0, "s")
         if not np.isfinite(losses).all() or losses[-1] >= losses[0]:
             raise RuntimeError(f"the loss does not fall: {losses}")
+
+
+class MaskedWorker:
+    """The tasks of a masked model, in terms of hooks that a backend fills in."""
+
+    def __init__(self, arguments: Arguments):
+        self.arguments = arguments
+
+    def encode_work(self, ids: np.ndarray) -> Callable[[], np.ndarray]:
+        """Work that returns the hidden states (batch, length, width) of ``ids``."""
+        raise NotImplementedError
+
+    def mlm_work(self, ids: np.ndarray, labels: np.ndarray) -> Callable[[], float]:
+        """Work that does forward, backward and a step of plain SGD; returns the loss."""
+        raise NotImplementedError
+
+    def encode(self) -> None:
+        """Encode a batch without padding."""
+        shape = self.arguments.shape
+        work = self.encode_work(self.arguments.ids(shape.rows, shape.length))
+        hidden: list[np.ndarray] = []
+        emit_steady(self.arguments, "encode", lambda: hidden.append(work()), 1.0, "s")
+        # A random direction, as the norms themselves are fixed by the last layer norm.
+        direction = np.random.default_rng(1).standard_normal(hidden[0].shape[-1])
+        emit_check([float(np.linalg.norm(hidden[0] @ direction))])
+
+    def mlm(self) -> None:
+        """One training step of masked language modelling."""
+        ids, labels = self.masked()
+        work = self.mlm_work(ids, labels)
+        losses: list[float] = []
+        emit_steady(self.arguments, "mlm", lambda: losses.append(work()), 1.0, "s")
+        if not np.isfinite(losses).all() or losses[-1] >= losses[0]:
+            raise RuntimeError(f"the loss does not fall: {losses}")
+        # The second loss shows that the gradients are the same as well.
+        emit_check(losses[:2])
+
+    def masked(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids with masks in them, and labels, -100 where nothing is masked: int32."""
+        shape = self.arguments.shape
+        ids = self.arguments.ids(shape.rows, shape.length)
+        draw = np.random.default_rng(2).choice(ids.size, shape.labelled, replace=False)
+        labels = np.full_like(ids, -100)
+        labels.flat[draw] = ids.flat[draw]
+        ids.flat[draw] = 5  # XLM's mask_index
+        return ids, labels
