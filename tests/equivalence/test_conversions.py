@@ -14,6 +14,8 @@ from xlmfam.common.parameters import table_of
 
 HEADS = heads()
 WITH_HEAD = [entry for entry in HEADS if head_of(*entry).training]
+# A translation model is two transformers: it has no base that stands by itself.
+WITH_BASE = [entry for entry in WITH_HEAD if entry[2] != "XLMEncoderDecoder"]
 DIRECTIONS = list(itertools.permutations(BACKENDS, 2))
 
 
@@ -126,7 +128,7 @@ def dtype_of(name):
     return getattr(ml_dtypes, name, name)
 
 
-@over(WITH_HEAD)
+@over(WITH_BASE)
 def test_base_and_head_load_into_each_other(backend, entry, checkpoint, written, tmp_path):
     table = table_of(entry[0])
     expected = checkpoint(*entry)[1]
@@ -144,12 +146,11 @@ def test_base_and_head_load_into_each_other(backend, entry, checkpoint, written,
 THEIRS = sorted(path for name in FAMILIES for path in folder(name).glob("*_formats/*"))
 
 
-@pytest.mark.parametrize("path", THEIRS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", THEIRS, ids=lambda path: f"{path.parents[1].name}-{path.name}")
 def test_the_reference_s_files(backend, path):
     plain = path.parents[1] / path.parent.name.removesuffix("_formats")
-    architecture = json.loads((plain / "config.json").read_text())["architectures"][0]
+    architecture = json.loads((path / "config.json").read_text())["architectures"][0]
     head = architecture.removeprefix("TF").removeprefix("Flax")
     expected = backend.parameters(backend.load(head, plain))
-    config = json.loads((path / "config.json").read_text())
     came = backend.parameters(backend.load(head, path))
-    assert_same_bits(came, expected, f"{backend} {path.name} {config['architectures']}")
+    assert_same_bits(came, expected, f"{backend} {path.name} {architecture}")
