@@ -24,15 +24,9 @@ from xlmfam.pt.outputs import (
     TokenClassifierOutput,
     XLMForQuestionAnsweringOutput,
 )
-from xlmfam.pt.xlm import (
-    IGNORED,
-    Past,
-    XLMModel,
-    XLMPreTrainedModel,
-    check_range,
-    mean_loss,
-)
+from xlmfam.pt.xlm import IGNORED, mean_loss
 from xlmfam.pt.xlm_modules import BeamAnswers, SequenceSummary, take_positions
+from xlmfam.pt.xlm_transformer import Past, XLMModel, XLMPreTrainedModel, check_range
 
 logger = get_logger(__name__)
 

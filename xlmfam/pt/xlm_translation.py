@@ -20,8 +20,9 @@ from xlmfam.common.errors import XlmfamError
 from xlmfam.common.translation import Translation, TranslationMixin, check_translation
 from xlmfam.pt.beams import LOWEST, take_beams
 from xlmfam.pt.outputs import BaseModelOutput, Seq2SeqLMOutput
-from xlmfam.pt.xlm import IGNORED, Past, XLMModel, XLMPreTrainedModel, mean_loss
+from xlmfam.pt.xlm import IGNORED, mean_loss
 from xlmfam.pt.xlm_modules import XLMPredLayer
+from xlmfam.pt.xlm_transformer import Past, XLMModel, XLMPreTrainedModel
 
 
 class XLMEncoderDecoder(XLMPreTrainedModel, TranslationMixin):
