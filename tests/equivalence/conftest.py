@@ -1,11 +1,13 @@
 """Checkpoints with every parameter random, written without any backend."""
 
+import sys
 import zlib
 
 import numpy as np
 import pytest
 from families import FAMILIES
 
+from xlmfam.common.checkpoints import models as loading
 from xlmfam.common.checkpoints.models import save_parameters
 from xlmfam.common.parameters import Kind, table_of
 
@@ -44,3 +46,47 @@ def checkpoint(tmp_path_factory):
         return made[key]
 
     return get
+
+
+# ---- mistakes made on purpose ----------------------------------------------------------------
+
+
+@pytest.fixture
+def no_traces(backend):
+    """What was compiled before a mistake must not serve after it."""
+    clear = backend.jax.clear_caches if backend.name == "flax" else lambda: None
+    clear()
+    yield
+    clear()
+
+
+@pytest.fixture
+def replace(backend, monkeypatch):
+    """Wraps a function wherever the backend's modules have it; ``head`` imports them."""
+
+    def wrap(name, wrapper, head="XGLMForCausalLM"):
+        backend.cls(head)
+        prefix = f"xlmfam.{backend.name}."
+        modules = [m for n, m in sys.modules.items() if n.startswith(prefix)]
+        found = [module for module in modules if name in vars(module)]
+        assert found, f"{backend} has no {name}"
+        for module in found:
+            original = getattr(module, name)
+            monkeypatch.setattr(module, name, wrapper(original))
+
+    return wrap
+
+
+@pytest.fixture
+def read_other(monkeypatch):
+    """Lets a parameter be read from where another one lies."""
+    read = loading.ParameterReader.read
+
+    def rename(one, other):
+        def mistaken(reader, name):
+            swapped = name.replace(one, "\0").replace(other, one).replace("\0", other)
+            return read(reader, swapped)
+
+        monkeypatch.setattr(loading.ParameterReader, "read", mistaken)
+
+    return rename

@@ -25,15 +25,6 @@ TRAINING = {case["name"]: case for case in cases(FAMILY, "training")}
 GENERATION = {case["name"]: case for case in generation(FAMILY)}
 
 
-@pytest.fixture
-def no_traces(backend):
-    """What was compiled before a mistake must not serve after it."""
-    clear = backend.jax.clear_caches if backend.name == "flax" else lambda: None
-    clear()
-    yield
-    clear()
-
-
 def check(backend, name, path=PLAIN, **options):
     assert_call(backend, backend.load(HEAD, path, **options), FAMILY, CALLS[name])
 
@@ -43,38 +34,7 @@ def assert_caught(backend, name, path=PLAIN, **options):
         check(backend, name, path, **options)
 
 
-@pytest.fixture
-def replace(backend, monkeypatch):
-    """Wrap a function wherever the backend's modules have it."""
-    backend.cls(HEAD)  # imports them
-
-    def wrap(name, wrapper):
-        modules = [m for n, m in sys.modules.items() if n.startswith(f"xlmfam.{backend.name}.")]
-        found = [module for module in modules if name in vars(module)]
-        assert found, f"{backend} has no {name}"
-        for module in found:
-            original = getattr(module, name)
-            monkeypatch.setattr(module, name, wrapper(original))
-
-    return wrap
-
-
 # ---- mistakes in loading --------------------------------------------------------------------
-
-
-@pytest.fixture
-def read_other(monkeypatch):
-    """Let a parameter be read from where another one lies."""
-    read = loading.ParameterReader.read
-
-    def rename(one, other):
-        def mistaken(reader, name):
-            swapped = name.replace(one, "\0").replace(other, one).replace("\0", other)
-            return read(reader, swapped)
-
-        monkeypatch.setattr(loading.ParameterReader, "read", mistaken)
-
-    return rename
 
 
 SWAPS = {
