@@ -23,7 +23,6 @@ from xlmfam.common.checkpoints.models import (
     save_parameters,
 )
 from xlmfam.common.checkpoints.raw import aligned_copy, is_aligned
-from xlmfam.common.checks import check_token_range
 from xlmfam.common.configs.base import PretrainedConfig, dtype_name, pop_hub_arguments
 from xlmfam.common.errors import ConfigError, XlmfamError
 from xlmfam.common.generation import GenerationConfig
@@ -39,6 +38,7 @@ from xlmfam.common.parameters import (
 )
 from xlmfam.common.positions import interleaved_sinusoids
 from xlmfam.tf.attention import Tensor
+from xlmfam.tf.checks import check_ids
 from xlmfam.tf.training import TrainingMixin
 
 Model = TypeVar("Model", bound="PreTrainedModel")
@@ -380,14 +380,7 @@ class PreTrainedModel(TrainingMixin, keras.Model):
 
     def check_ids(self, name: str, token_ids: Tensor | None) -> None:
         """Raise ``XlmfamError`` for ids outside the vocabulary, where looking is cheap."""
-        if token_ids is None:
-            return
-        if not token_ids.dtype.is_integer:
-            raise XlmfamError(f"{name} must hold integers, got {token_ids.dtype.name}")
-        if not hasattr(token_ids, "numpy") or 0 in token_ids.shape:
-            return  # symbolic, or nothing
-        least, most = int(tf.reduce_min(token_ids)), int(tf.reduce_max(token_ids))
-        check_token_range(name, least, most, self.config.vocab_size)
+        check_ids(name, token_ids, self.config.vocab_size)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ Shapes: B batch, H heads, T past tokens, S new tokens, K head width, L buffer le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -44,6 +45,21 @@ class KeyValueCache(NamedTuple):
         cross = self.cross[index] if self.cross else ()
         return LayerCache(self.keys[index], self.values[index], self.length, cross)
 
+    def after(self, presents: Sequence[tuple[Tensor, ...]], tokens: Any) -> KeyValueCache:
+        """Return the cache that holds ``tokens`` more.
+
+        Args:
+            presents: What each layer has made of its buffers: key and value, and those of the
+                encoder where there is one.
+            tokens: How many were added.
+        """
+        return KeyValueCache(
+            tuple(present[0] for present in presents),
+            tuple(present[1] for present in presents),
+            self.length + tokens,
+            tuple(present[2:] for present in presents if present[2:]) or self.cross,
+        )
+
     def reorder(self, rows: Tensor) -> KeyValueCache:
         """Return a cache whose row i is row ``rows[i]``, for beam search; ``rows`` is (B,).
 
@@ -54,6 +70,17 @@ class KeyValueCache(NamedTuple):
             return tuple(tf.gather(buffer, rows) for buffer in buffers)
 
         return self._replace(keys=take(self.keys), values=take(self.values))
+
+
+class DictCache:
+    """Carries a caller's dict to where it is filled; Keras would hand on a copy of a bare one.
+
+    Args:
+        values: The dict, see ``xlmfam.common.dict_cache``.
+    """
+
+    def __init__(self, values: dict[Any, Any]):
+        self.values = values
 
 
 class LayerCache(NamedTuple):

@@ -26,14 +26,15 @@ from xlmfam.tf.processors import Bounds, process, warp
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 StoppingCriterion = Callable[[Tensor, Any], Any]
-# What ``generate`` hands on to the model at every step.
+# What ``generate`` hands on to the model at every step, unless a model says otherwise.
 MODEL_ARGUMENTS = (
     "encoder_hidden_states",
     "encoder_attention_mask",
     "head_mask",
     "cross_attn_head_mask",
 )
-PER_ROW_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask")
+PER_ROW_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask", "langs")
+PER_TOKEN_ARGUMENTS = ("langs",)  # (B, C), padded as the prompts are
 SMALL_BUCKETS = (16, 32)
 BUCKET = 64
 XLA_PAYS = 100_000_000  # parameters from which on XLA is the default
@@ -101,14 +102,19 @@ class Generator:
     def _begin(self, ids: Tensor, prompt: Prompt, until: Tensor) -> tuple[State, Prompt]:
         """Run the prompts (B, P) once per batch row, then repeat rows and go on to ``until``."""
         plan, times = self.plan, self.times
-        logits, past = self._prefill(ids, prompt)
+        length = ids.shape[1]
+        width, mask = length + self.room, prompt.mask[:, :length]
+        cache: KeyValueCache | tuple[()] = ()
+        if plan.use_cache:
+            logits, past = self.model.next_logits(ids, mask, None, prompt.extra)
+            cache = cache_from_past(past, width, times)
+        else:
+            logits = self.model.logits_after(ids, length, mask, prompt.extra)
         extra = {
             name: repeat(value, times) if name in PER_ROW_ARGUMENTS else value
             for name, value in prompt.extra.items()
         }
         prompt = prompt._replace(mask=repeat(prompt.mask, times), extra=extra)
-        width = ids.shape[1] + self.room
-        cache = cache_from_past(past, width, times) if plan.use_cache else ()
         if plan.num_beams > 1:
             search: Single | Beams = Beams.start(plan, ids, self.room)
         else:
@@ -128,49 +134,17 @@ class Generator:
 
         return State(*tf.while_loop(goes_on, body, tuple(state), parallel_iterations=1))
 
-    def _prefill(self, ids: Tensor, prompt: Prompt):
-        """Return the logits (B, V) after the prompts, and their keys and values."""
-        output = self.model(
-            input_ids=ids,
-            attention_mask=prompt.mask[:, : ids.shape[1]],
-            use_cache=self.plan.use_cache,
-            last_logits_only=True,
-            return_dict=True,
-            training=False,
-            **prompt.extra,
-        )
-        return tf.cast(output.logits[:, -1], tf.float32), output.past_key_values
-
     def _step(self, state: State, prompt: Prompt) -> State:
         """Run the model on the newest tokens and choose the next."""
         search, cache, _ = state
         if not self.plan.use_cache:
-            return self._advance(state, self._recompute(search, prompt), prompt)
+            logits = self.model.logits_after(search.rows, search.length, prompt.mask, prompt.extra)
+            return self._advance(state, logits, prompt)
         if isinstance(search, Beams) and cache:
             cache = cache.reorder(search.last_rows)
-        output = self.model(
-            input_ids=tf.gather(search.rows, [search.length - 1], axis=1),
-            attention_mask=prompt.mask,
-            past_key_values=cache,
-            last_logits_only=True,
-            return_dict=True,
-            training=False,
-            **prompt.extra,
-        )
-        logits = tf.cast(output.logits[:, -1], tf.float32)
-        return self._advance(state._replace(cache=output.past_key_values), logits, prompt)
-
-    def _recompute(self, search: Single | Beams, prompt: Prompt) -> Tensor:
-        """Return the logits (R, V) with no cache; columns not yet filled are in the future."""
-        output = self.model.model(
-            input_ids=search.rows,
-            attention_mask=prompt.mask,
-            use_cache=False,
-            training=False,
-            **prompt.extra,
-        )
-        hidden = tf.gather(output.last_hidden_state, search.length - 1, axis=1)
-        return tf.cast(self.model.project(hidden), tf.float32)
+        newest = tf.gather(search.rows, [search.length - 1], axis=1)
+        logits, cache = self.model.next_logits(newest, prompt.mask, cache, prompt.extra)
+        return self._advance(state._replace(cache=cache), logits, prompt)
 
     def _advance(self, state: State, logits: Tensor, prompt: Prompt) -> State:
         """Choose the next tokens by the logits (R, V)."""
@@ -190,10 +164,14 @@ class Generator:
 
 
 class GenerationMixin:
-    """Gives ``generate`` to a causal model that has ``model``, ``project`` and a cache."""
+    """Gives ``generate`` to a causal model that has ``model``, ``project`` and a cache.
+
+    Others say in ``next_logits`` and ``logits_after`` how they are run.
+    """
 
     config: Any
     generation_config: GenerationConfig
+    generation_arguments: tuple[str, ...] = MODEL_ARGUMENTS
 
     def generate(
         self,
@@ -222,8 +200,8 @@ class GenerationMixin:
                 ``output_scores``) that say whether to stop, for all rows or (R,) row by row.
             jit_compile: Compile with XLA. By default for large models only: there a step is a
                 third cheaper, and in small ones compiling would take longer than it saves.
-            **kwargs: Options by name (see ``GenerationConfig``) and the encoder's states for a
-                model with cross-attention.
+            **kwargs: Options by name (see ``GenerationConfig``) and what the model takes at every
+                step: ``generation_arguments`` lists it.
 
         Returns:
             (B * num_return_sequences, length) ids with the prompts, or a ``GenerateOutput``.
@@ -232,15 +210,12 @@ class GenerationMixin:
             ConfigError: For options that cannot be.
             XlmfamError: For inputs that cannot be.
         """
-        extra = {
-            name: tf.convert_to_tensor(kwargs.pop(name))
-            for name in MODEL_ARGUMENTS
-            if kwargs.get(name) is not None
-        }
-        kwargs = {name: value for name, value in kwargs.items() if name not in MODEL_ARGUMENTS}
+        extra = {name: kwargs.pop(name) for name in self.generation_arguments if name in kwargs}
+        extra = {name: value for name, value in extra.items() if value is not None}
         options = self.generation_config.or_given(generation_config, **kwargs)
         ids = self._prompt(inputs if input_ids is None else input_ids, options)
         plan = plan_generation(options, ids.shape[1], self.config.vocab_size)
+        plan = dataclasses.replace(plan, use_cache=plan.use_cache and self.generates_with_cache)
         if attention_mask is not None:
             attention_mask = tf.convert_to_tensor(attention_mask)
         check_shape("attention_mask", attention_mask, tuple(ids.shape))
@@ -253,9 +228,73 @@ class GenerationMixin:
         if jit_compile is None:
             large = self.num_parameters() >= XLA_PAYS  # type: ignore[attr-defined]
             jit_compile = large and not logits_processor
+        extra = self.prepare_generation(plan, ids, mask, extra)
         generator = self._generator(plan, tuple(logits_processor), jit_compile)
         output = run(generator, plan, ids, mask, extra, stops, seed_tensor(options.seed))
         return output if options.return_dict_in_generate else output.sequences
+
+    @property
+    def generates_with_cache(self) -> bool:
+        """Whether keys and values of earlier tokens stay as they are when one is added."""
+        return True
+
+    def prepare_generation(
+        self,
+        plan: GenerationPlan,  # noqa: ARG002
+        prompt: Tensor,  # noqa: ARG002
+        mask: Tensor,  # noqa: ARG002
+        extra: dict[str, Any],
+    ) -> dict[str, Tensor]:
+        """Return the ``generation_arguments`` as tensors; models check and complete them.
+
+        Args:
+            plan: The options.
+            prompt: (B, C).
+            mask: (B, C).
+            extra: What the caller gave.
+        """
+        return {name: tf.convert_to_tensor(value) for name, value in extra.items()}
+
+    def next_logits(
+        self, ids: Tensor, mask: Tensor, cache: KeyValueCache | None, extra: dict[str, Tensor]
+    ) -> tuple[Tensor, Any]:
+        """Return the scores (R, V) of the token that follows, and keys and values.
+
+        Args:
+            ids: (R, S): the prompts, or behind a cache the newest token.
+            mask: (R, S) of the prompts, or (R, C) of all columns of the cache.
+            cache: Keys and values of the tokens before; ``None`` for prompts, whose keys and
+                values are returned as tuples, see ``xlmfam.tf.cache``.
+            extra: What ``prepare_generation`` returned.
+        """
+        output = self(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            last_logits_only=True,
+            return_dict=True,
+            training=False,
+            **extra,
+        )
+        return tf.cast(output.logits[:, -1], tf.float32), output.past_key_values
+
+    def logits_after(
+        self, ids: Tensor, length: Tensor, mask: Tensor, extra: dict[str, Tensor]
+    ) -> Tensor:
+        """Return the scores (R, V) of what follows the first ``length`` columns, with no cache.
+
+        Args:
+            ids: (R, C); columns not yet filled are in the future.
+            length: Number of columns that are filled.
+            mask: (R, C).
+            extra: What ``prepare_generation`` returned.
+        """
+        output = self.model(  # type: ignore[attr-defined]
+            input_ids=ids, attention_mask=mask, use_cache=False, training=False, **extra
+        )
+        hidden = tf.gather(output.last_hidden_state, length - 1, axis=1)
+        return tf.cast(self.project(hidden), tf.float32)  # type: ignore[attr-defined]
 
     def generation_traces(self) -> int:
         """Return how many graphs ``generate`` has made so far."""
@@ -345,6 +384,10 @@ def run(
         )
     )
     buffer = tf.pad(tf.cast(ids, tf.int32), [[0, 0], [first, 0]], constant_values=plan.pad_token_id)
+    extra = {
+        name: tf.pad(value, [[0, 0], [first, 0]]) if name in PER_TOKEN_ARGUMENTS else value
+        for name, value in extra.items()
+    }
     mask = tf.pad(mask, [[0, 0], [first, 0]])
     mask = tf.pad(mask, [[0, 0], [0, generator.room]], constant_values=1)
     prompt = Prompt(mask, extra, bounds, seed)

@@ -177,6 +177,32 @@ class Dropper:
         return tf.where(uniform([], self.next_seed()) < rate, before, after)
 
 
+def random_seed(seeds: keras.random.SeedGenerator) -> Tensor:
+    """Return (2,) non-negative integers, other ones at every call."""
+    return tf.cast(tf.bitwise.bitwise_and(seeds.next(), tf.int32.max), tf.int32)
+
+
+def recomputed(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
+    """Return ``function(*tensors)``; what it holds inside is computed again for the gradient.
+
+    Args:
+        function: Returns a structure of tensors and ``None``.
+        *tensors: What gradients pass through besides variables; ``None`` stays ``None``.
+    """
+    found: list[Any] = []
+
+    @tf.recompute_grad
+    def run(*given):
+        rest = iter(given)
+        results = function(*(None if t is None else next(rest) for t in tensors))
+        found[:] = [results]
+        return [tensor for tensor in tf.nest.flatten(results) if tensor is not None]
+
+    flat = iter(run(*(tensor for tensor in tensors if tensor is not None)))
+    ordered = [None if t is None else next(flat) for t in tf.nest.flatten(found[0])]
+    return tf.nest.pack_sequence_as(found[0], ordered)
+
+
 def sinusoidal_positions(
     position_ids: Tensor, width: int, offset: int, padding_idx: int | None, dtype: Any
 ) -> Tensor:
@@ -240,6 +266,31 @@ def without_ignored(labels: Tensor) -> Tensor:
     return tf.where(labels == tf.cast(IGNORED, labels.dtype), tf.zeros_like(labels), labels)
 
 
+def label_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross entropies of the n targets that count, (n,).
+
+    Args:
+        logits: (..., V).
+        targets: (...), what each position has to predict.
+    """
+    return tf.boolean_mask(token_losses(logits, targets), targets != IGNORED)
+
+
+def mean_label_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the mean of ``label_losses`` with static shapes throughout, as XLA needs.
+
+    Args:
+        logits: (..., V).
+        targets: (...).
+        weights: Factors of the losses; broadcast to their shape.
+    """
+    counts = tf.cast(targets != IGNORED, tf.float32)
+    losses = token_losses(logits, targets) * counts
+    if weights is not None:
+        losses = losses * tf.cast(weights, tf.float32)
+    return tf.math.divide_no_nan(tf.reduce_sum(losses), tf.reduce_sum(counts))
+
+
 def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of predicting each next label, (n,) for the n that count.
 
@@ -247,8 +298,7 @@ def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (B, S, V).
         labels: (B, S).
     """
-    targets = shifted(labels)
-    return tf.boolean_mask(token_losses(logits, targets), targets != IGNORED)
+    return label_losses(logits, shifted(labels))
 
 
 def mean_causal_lm_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -259,11 +309,32 @@ def mean_causal_lm_loss(logits: Tensor, labels: Tensor, weights: Tensor | None =
         labels: (B, S).
         weights: (B,) or (B, S) factors of the labels' losses.
     """
-    targets = shifted(labels)
-    counts = tf.cast(targets != IGNORED, tf.float32)
-    losses = token_losses(logits, targets) * counts
-    if weights is not None:
-        weights = tf.cast(weights, tf.float32)
-        weights = weights[:, None] if len(weights.shape) == 1 else tf.roll(weights, -1, 1)
-        losses = losses * weights
-    return tf.math.divide_no_nan(tf.reduce_sum(losses), tf.reduce_sum(counts))
+    return mean_label_loss(logits, shifted(labels), label_weights(weights, is_shifted=True))
+
+
+def label_weights(weights: Tensor | None, is_shifted: bool) -> Tensor | None:
+    """Return (B, 1) or (B, S) factors, each where its label is predicted.
+
+    Args:
+        weights: (B,) or (B, S), or ``None``.
+        is_shifted: Labels are predicted one position earlier than they stand.
+    """
+    if weights is None:
+        return None
+    if len(weights.shape) == 1:
+        return weights[:, None]
+    return tf.roll(weights, -1, 1) if is_shifted else weights
+
+
+def spread(losses: Tensor, counts: Tensor, none: float = float("nan")) -> Tensor:
+    """Return (B,) losses whose mean is the mean of those that count.
+
+    Args:
+        losses: (B,).
+        counts: (B,) booleans.
+        none: The mean where none counts.
+    """
+    number = tf.reduce_sum(tf.cast(counts, losses.dtype))
+    size = tf.cast(tf.size(losses), losses.dtype)
+    kept = tf.where(counts, losses, tf.zeros_like(losses))
+    return tf.where(number > 0, kept * size / tf.maximum(number, 1), none)

@@ -28,6 +28,7 @@ from xlmfam.tf.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
 )
+from xlmfam.tf.training import main_output
 from xlmfam.tf.xglm_modules import Past, XGLMDecoder
 
 
@@ -168,9 +169,9 @@ class XGLMForCausalLM(GenerationMixin, XGLMPreTrainedModel):
             return self.model.embed_tokens.attend(hidden)
         return self.lm_head(hidden)
 
-    def own_loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    def own_loss(self, output: Any, labels: Any, weights: Tensor | None) -> Tensor:
         """Return the mean loss of predicting the next label."""
-        return mean_causal_lm_loss(logits, labels, weights)
+        return mean_causal_lm_loss(main_output(output), labels, weights)
 
     def call(
         self,

@@ -31,6 +31,8 @@ from xlmfam.tf.layers import (
     Linear,
     TableLayer,
     hold_padding,
+    random_seed,
+    recomputed,
     sinusoidal_positions,
     text_positions,
 )
@@ -222,7 +224,7 @@ class XGLMDecoder(TableLayer):
             output_attentions = config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
-        dropper = Dropper(self._seed() if training else None)
+        dropper = Dropper(random_seed(self.seeds) if training else None)
         hidden, mask = self._embed(
             input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
         )
@@ -264,9 +266,6 @@ class XGLMDecoder(TableLayer):
             attentions=tuple(attentions) if output_attentions else None,
             cross_attentions=tuple(cross_attentions) if crossed else None,
         )
-
-    def _seed(self) -> Tensor:
-        return tf.cast(tf.bitwise.bitwise_and(self.seeds.next(), tf.int32.max), tf.int32)
 
     def _embed(self, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values):
         """Return embeddings (B, S, D) and what each query may see, ``None`` for everything."""
@@ -330,17 +329,12 @@ class XGLMDecoder(TableLayer):
     def _run_layer(self, layer: XGLMLayer, hidden: Tensor, *arguments: Any):
         if not (self.gradient_checkpointing and arguments[-1] is not None):
             return layer(hidden, *arguments)
-        found: list[Any] = []
-
-        @tf.recompute_grad
-        def recomputed(hidden):
-            results = layer(hidden, *arguments)
-            found[:] = [results]
-            return [tensor for tensor in tf.nest.flatten(results) if tensor is not None]
-
-        tensors = iter(recomputed(hidden))
-        flat = [None if t is None else next(tensors) for t in tf.nest.flatten(found[0])]
-        return tf.nest.pack_sequence_as(found[0], flat)
+        mask, past, encoder_hidden_states, *others = arguments
+        return recomputed(
+            lambda hidden, encoder: layer(hidden, mask, past, encoder, *others),
+            hidden,
+            encoder_hidden_states,
+        )
 
 
 def _layer_past(past_key_values: Past | None, index: int):
@@ -353,9 +347,4 @@ def _next_past(past: Past | None, presents: list[Any], hidden: Tensor, use_cache
     """Return the keys and values for the next call, in the form that they came in."""
     if not isinstance(past, KeyValueCache):
         return tuple(presents) if use_cache else None
-    return KeyValueCache(
-        tuple(present[0] for present in presents),
-        tuple(present[1] for present in presents),
-        past.length + sizes(hidden)[1],
-        tuple(present[2:] for present in presents if present[2:]) or past.cross,
-    )
+    return past.after(presents, sizes(hidden)[1])
