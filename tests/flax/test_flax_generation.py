@@ -190,8 +190,10 @@ def test_the_cache_is_written_in_place(model, ids):
     )
     mask = np.ones_like(prompt)
     inputs, lengths, size = generation.lay_out(plan, prompt, mask, {}, bucketed=True)
-    search = generation.Search(model.module, generation.without_lengths(plan), size, ())
-    logits, cache = generation.prefill(model.module, 1, size, True, model.params, inputs)
+    search = generation.Search(model.module, model.read, generation.without_lengths(plan), size, ())
+    logits, cache = generation.prefill(
+        model.module, model.read, 1, size, True, model.params, inputs
+    )
     state = generation.start(search, inputs.ids, lengths, logits, jax.random.key(0))
     state = state._replace(cache=cache)
     text = (

@@ -486,3 +486,11 @@ def is_concrete(value: Any) -> bool:
     if not isinstance(value, jax.Array):
         return True
     return value.is_fully_addressable and all(d.platform == "cpu" for d in value.devices())
+
+
+def as_arrays(**values: Any) -> dict[str, Any]:
+    """Return lists and the like as arrays; ids keep the range they came with until checked."""
+    return {
+        name: value if value is None or hasattr(value, "dtype") else jnp.asarray(value)
+        for name, value in values.items()
+    }

@@ -14,6 +14,10 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
 
+from xlmfam.common.checks import check_cache, check_shape
+from xlmfam.common.errors import XlmfamError
+from xlmfam.flax.base import is_concrete
+
 
 class LayerCache(NamedTuple):
     """The buffers of one layer, each (B * H, L, K), filled up to ``start``."""
@@ -75,10 +79,11 @@ class KeyValueCache:
     @classmethod
     def from_tuple(cls, past: tuple[tuple[Array, ...], ...], max_length: int) -> KeyValueCache:
         """Return a cache of length L that begins with the past given as plain tuples."""
-        batch, heads, tokens, width = past[0][0].shape
+        tokens = past[0][0].shape[2]
 
         def widen(x: Array) -> Array:
-            x = x.reshape(batch * heads, tokens, width)
+            # Pruning may have left layers with different numbers of heads.
+            x = x.reshape(-1, tokens, x.shape[-1])
             return jnp.pad(x, ((0, 0), (0, max_length - tokens), (0, 0)))
 
         return cls(
@@ -139,3 +144,18 @@ def past_length(past_key_values: KeyValueCache | tuple | None) -> int | Array:
     if isinstance(past_key_values, KeyValueCache):
         return past_key_values.length
     return past_key_values[0][0].shape[2]
+
+
+def check_mask(attention_mask: Any, past: Any, batch: int, length: int, heads: int) -> None:
+    """Raise ``XlmfamError`` for an attention mask or a cache that ``length`` tokens do not fit."""
+    if not isinstance(past, KeyValueCache):
+        total = int(past_length(past)) + length
+        check_shape("attention_mask", attention_mask, (batch, total))
+        return
+    check_shape("attention_mask", attention_mask, (batch, None))
+    if attention_mask is not None and attention_mask.shape[1] > past.max_length:
+        raise XlmfamError(
+            f"attention_mask reaches {attention_mask.shape[1]} tokens, the cache {past.max_length}"
+        )
+    tokens = int(past.length) + length if is_concrete(past.length) else length
+    check_cache(past.keys[0].shape[0] // heads, batch, past.max_length, tokens)

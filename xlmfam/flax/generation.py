@@ -28,17 +28,44 @@ from xlmfam.flax.outputs import GenerateOutput
 from xlmfam.flax.processors import Lengths, process, warp
 
 LogitsProcessor = Callable[[Array, Array, Array], Array]
-# What ``generate`` hands on to the model at every step.
+Reader = Callable[[Any, Array, Array, Any, bool, dict[str, Array]], dict[str, Any]]
+# What ``generate`` hands on to the model at every step, unless a model says otherwise.
 MODEL_ARGUMENTS = (
     "encoder_hidden_states",
     "encoder_attention_mask",
     "head_mask",
     "cross_attn_head_mask",
 )
-PER_ROW_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask")
+PER_ROW_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask", "langs")
+PER_TOKEN_ARGUMENTS = ("langs",)
 SMALL_BUCKETS = (16, 32)
 BUCKET = 64
 STEPS_BETWEEN_LOOKS = 16  # steps between two looks for stop strings
+
+
+def read_text(
+    config: Any,  # noqa: ARG001
+    ids: Array,
+    mask: Array,
+    last: Any,
+    cached: bool,
+    extra: dict[str, Array],
+) -> dict[str, Any]:
+    """Return the module's arguments for the scores of the next token; models have their own.
+
+    Args:
+        config: The model's config.
+        ids: (R, C) tokens; those behind ``last`` are not there yet.
+        mask: (R, L), 1 for tokens, those to come included.
+        last: Column of the last token that is there.
+        cached: Whether a cache holds all tokens but the last.
+        extra: What ``prepare_generation`` returned.
+    """
+    if cached:
+        newest = lax.dynamic_slice_in_dim(ids, last, 1, 1)
+        return {"input_ids": newest, "attention_mask": mask, "logits_at": 0, **extra}
+    mask = mask[:, : ids.shape[1]]
+    return {"input_ids": ids, "attention_mask": mask, "logits_at": last, **extra}
 
 
 class GenerationMixin:
@@ -49,6 +76,9 @@ class GenerationMixin:
     params: Any
     generation_config: GenerationConfig
     check_ids: Callable[[str, Any], None]
+    generation_arguments: tuple[str, ...] = MODEL_ARGUMENTS
+    generates_with_cache: bool = True
+    read: Reader = staticmethod(read_text)
 
     def generate(
         self,
@@ -79,8 +109,8 @@ class GenerationMixin:
             logits_processor: Functions of ids (R, L), scores (R, V) and the number of tokens so
                 far (the columns behind are not there yet) that return scores; traced, and
                 compiled once per function.
-            **kwargs: Options by name (see ``GenerationConfig``) and the encoder's states for a
-                model with cross-attention.
+            **kwargs: Options by name (see ``GenerationConfig``) and what the model takes at every
+                step: ``generation_arguments`` lists it.
 
         Returns:
             (B * num_return_sequences, length) ids with the prompts, or a ``GenerateOutput``.
@@ -89,16 +119,15 @@ class GenerationMixin:
             ConfigError: For options that cannot be.
             XlmfamError: For inputs that cannot be.
         """
-        extra = {name: kwargs.pop(name) for name in MODEL_ARGUMENTS if name in kwargs}
-        extra = {name: jnp.asarray(x) for name, x in extra.items() if x is not None}
+        given = {name: kwargs.pop(name) for name in self.generation_arguments if name in kwargs}
         options = self.generation_config.or_given(generation_config, **kwargs)
         prompt = self._prompt(inputs if input_ids is None else input_ids, options)
         plan = plan_generation(options, prompt.shape[1], self.config.vocab_size)
         if attention_mask is not None and not hasattr(attention_mask, "shape"):
             attention_mask = np.asarray(attention_mask)
         check_shape("attention_mask", attention_mask, tuple(prompt.shape))
-        check_extra(self.config, extra, prompt.shape[0])
         mask = padding_of(prompt, attention_mask, plan)
+        extra = self.prepare_generation(plan, prompt, mask, given)
         if prng_key is None:
             prng_key = jax.random.key(options.seed or 0)
         stop = None
@@ -109,9 +138,11 @@ class GenerationMixin:
         if traced and stop:
             raise XlmfamError("stop_strings needs the text, which is not there inside jax.jit")
         inputs_, lengths, size = lay_out(plan, prompt, mask, extra, bucketed=not traced)
-        search = Search(self.module, without_lengths(plan), size, tuple(logits_processor))
+        processors = tuple(logits_processor)
+        search = Search(self.module, self.read, without_lengths(plan), size, processors)
         times = plan.num_beams if plan.num_beams > 1 else plan.num_return_sequences
-        logits, cache = prefill(self.module, times, size, plan.use_cache, values, inputs_)
+        use_cache = plan.use_cache and self.generates_with_cache
+        logits, cache = prefill(self.module, self.read, times, size, use_cache, values, inputs_)
         state = start(search, inputs_.ids, lengths, logits, prng_key)._replace(cache=cache)
         if stop is None:
             state = run(search, values, inputs_, lengths, state, lengths.end)
@@ -119,6 +150,25 @@ class GenerationMixin:
             state = stop.run(search, values, inputs_, lengths, state)
         output = finish(search, state, lengths, traced)
         return output if options.return_dict_in_generate else output.sequences
+
+    def prepare_generation(
+        self,
+        plan: GenerationPlan,  # noqa: ARG002
+        prompt: Any,
+        mask: Any,  # noqa: ARG002
+        extra: dict[str, Any],
+    ) -> dict[str, Array]:
+        """Return the ``generation_arguments`` as ``read`` wants them; models extend this.
+
+        Args:
+            plan: The options.
+            prompt: (B, C).
+            mask: (B, C).
+            extra: What the caller gave.
+        """
+        arrays = {name: jnp.asarray(x) for name, x in extra.items() if x is not None}
+        check_extra(self.config, arrays, prompt.shape[0])
+        return arrays
 
     def _prompt(self, input_ids: Any, options: GenerationConfig) -> Any:
         """Return (B, C) ids, checked."""
@@ -141,12 +191,14 @@ class Search(NamedTuple):
 
     Attributes:
         module: The linen module.
+        read: Makes its arguments.
         plan: The options, without lengths.
         size: L.
         processors: The caller's own.
     """
 
     module: Any
+    read: Reader
     plan: GenerationPlan
     size: int
     processors: tuple[LogitsProcessor, ...]
@@ -243,6 +295,11 @@ def lay_out(
     ids = xp.pad(xp.asarray(prompt, np.int32), ((0, 0), (offset, 0)))
     mask = xp.pad(mask, ((0, 0), (offset, 0)))
     mask = xp.pad(mask, ((0, 0), (0, size - columns)), constant_values=1)
+    extra = dict(extra)
+    for name in PER_TOKEN_ARGUMENTS:
+        if name in extra:
+            later = size - offset - extra[name].shape[1]
+            extra[name] = jnp.pad(extra[name], ((0, 0), (offset, later)))
     lengths = Lengths(offset, columns, offset + plan.min_length, offset + plan.max_length)
     return Inputs(ids, mask, extra), Lengths(*map(np.int32, lengths)), size
 
@@ -250,14 +307,21 @@ def lay_out(
 # ---- the compiled functions -----------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def prefill(
-    module: Any, times: int, size: int, use_cache: bool, params: Any, inputs: Inputs
+    module: Any,
+    read: Reader,
+    times: int,
+    size: int,
+    use_cache: bool,
+    params: Any,
+    inputs: Inputs,
 ) -> tuple[Array, KeyValueCache | None]:
     """Run the prompts, once per batch row; what it compiles serves all other options.
 
     Args:
         module: The linen module.
+        read: Makes its arguments.
         times: N.
         size: L.
         use_cache: Keep keys and values.
@@ -268,14 +332,8 @@ def prefill(
         The scores (R, V) after the prompts, and a cache of length L with them in it, or ``None``.
     """
     batch, columns = inputs.ids.shape
-    output = module.apply(
-        {"params": params},
-        input_ids=inputs.ids,
-        attention_mask=inputs.mask[:, :columns],
-        use_cache=use_cache,
-        logits_at=columns - 1,
-        **inputs.extra,
-    )
+    given = read(module.config, inputs.ids, inputs.mask, columns - 1, False, inputs.extra)
+    output = module.apply({"params": params}, use_cache=use_cache, **given)
     logits = jnp.repeat(output.logits[:, -1].astype(jnp.float32), times, 0)
     if not use_cache:
         return logits, None
@@ -325,15 +383,13 @@ def run(
     for name in PER_ROW_ARGUMENTS:
         if name in extra:
             extra[name] = jnp.repeat(extra[name], times, 0)
-    model = partial(
-        search.module.apply, {"params": params}, attention_mask=jnp.repeat(inputs.mask, times, 0)
-    )
+    mask = jnp.repeat(inputs.mask, times, 0)
 
     def going(state: State | Beams) -> Array:
         return (state.column < until) & ~jnp.all(state.finished)
 
     def step(state: State | Beams) -> State | Beams:
-        logits, cache = next_logits(partial(model, **extra), state)
+        logits, cache = next_logits(search, params, mask, extra, state)
         if isinstance(state, Beams):
             state = state._replace(cache=cache)
             return step_beams(search.plan, lengths, state, logits, search.processors)
@@ -342,18 +398,18 @@ def run(
     return lax.while_loop(going, step, state)
 
 
-def next_logits(model: Callable[..., Any], state: Any) -> tuple[Array, KeyValueCache | None]:
+def next_logits(
+    search: Search, params: Any, mask: Array, extra: dict[str, Array], state: State | Beams
+) -> tuple[Array, KeyValueCache | None]:
     """Return the scores (R, V) after the tokens so far, and the cache with the last one in it."""
-    last = state.column - 1
     ids = state.ids.reshape(-1, state.ids.shape[-1])
-    if state.cache is None:
-        output = model(input_ids=ids, logits_at=last)
-        return output.logits[:, -1].astype(jnp.float32), None
     cache = state.cache
-    if isinstance(state, Beams):
+    if cache is not None and isinstance(state, Beams):
         cache = cache.reorder(state.rows)
-    newest = lax.dynamic_slice_in_dim(ids, last, 1, 1)
-    output = model(input_ids=newest, past_key_values=cache, logits_at=0)
+    given = search.read(search.module.config, ids, mask, state.column - 1, cache is not None, extra)
+    if cache is not None:
+        given["past_key_values"] = cache
+    output = search.module.apply({"params": params}, **given)
     return output.logits[:, -1].astype(jnp.float32), output.past_key_values
 
 

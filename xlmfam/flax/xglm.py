@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from xlmfam.common.checks import check_cache, check_encoder, check_inputs, check_past, check_shape
+from xlmfam.common.checks import check_encoder, check_inputs, check_past, check_shape
 from xlmfam.common.configs import XGLMConfig
 from xlmfam.common.errors import XlmfamError
-from xlmfam.flax.base import Params, PreTrainedModel, is_concrete
-from xlmfam.flax.cache import KeyValueCache, past_length
+from xlmfam.flax.base import Params, PreTrainedModel, as_arrays
+from xlmfam.flax.cache import KeyValueCache, check_mask
 from xlmfam.flax.generation import GenerationMixin
 from xlmfam.flax.xglm_modules import Past, XGLMForCausalLMModule, XGLMModule
 
@@ -208,26 +208,3 @@ class XGLMForCausalLM(XGLMPreTrainedModel, GenerationMixin):
         if last_logits_only and len(shape) > 1:  # other shapes are refused below
             kwargs["logits_at"] = shape[1] - 1
         return super().__call__(*args, labels=labels, **kwargs)
-
-
-def as_arrays(**values: Any) -> dict[str, Any]:
-    """Return lists and the like as arrays; ids keep the range they came with until checked."""
-    return {
-        name: value if value is None or hasattr(value, "dtype") else jnp.asarray(value)
-        for name, value in values.items()
-    }
-
-
-def check_mask(attention_mask: Any, past: Past | None, batch: int, length: int, heads: int) -> None:
-    """Raise ``XlmfamError`` for an attention mask or a cache that ``length`` tokens do not fit."""
-    if not isinstance(past, KeyValueCache):
-        total = int(past_length(past)) + length
-        check_shape("attention_mask", attention_mask, (batch, total))
-        return
-    check_shape("attention_mask", attention_mask, (batch, None))
-    if attention_mask is not None and attention_mask.shape[1] > past.max_length:
-        raise XlmfamError(
-            f"attention_mask reaches {attention_mask.shape[1]} tokens, the cache {past.max_length}"
-        )
-    tokens = int(past.length) + length if is_concrete(past.length) else length
-    check_cache(past.keys[0].shape[0] // heads, batch, past.max_length, tokens)
