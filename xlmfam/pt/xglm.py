@@ -19,6 +19,7 @@ from xlmfam.common.errors import XlmfamError
 from xlmfam.pt.attention import causal_mask, padding_mask
 from xlmfam.pt.base import PreTrainedModel
 from xlmfam.pt.cache import KeyValueCache, past_length
+from xlmfam.pt.checks import known_to_be_full
 from xlmfam.pt.generation import GenerationMixin
 from xlmfam.pt.layers import (
     SinusoidalPositions,
@@ -202,7 +203,7 @@ class XGLMModel(XGLMPreTrainedModel):
         position_ids = position_ids.reshape(-1, length)
         hidden = inputs_embeds + self.embed_positions(position_ids, inputs_embeds.dtype)
         hidden = F.dropout(hidden, self.config.dropout, self.training)
-        if attention_mask is not None and _known_to_be_full(attention_mask):
+        if attention_mask is not None and known_to_be_full(attention_mask):
             attention_mask = None
         if attention_mask is None and start == 0 and length > 1:
             return hidden, None, True
@@ -368,10 +369,3 @@ class XGLMForCausalLM(XGLMPreTrainedModel, GenerationMixin):
         if last_logits_only:
             raise XlmfamError("labels need the logits of all positions, not the last one's")
         self.check_ids("labels", labels.masked_fill(labels == -100, 0))
-
-
-def _known_to_be_full(attention_mask: Tensor) -> bool:
-    """Whether nothing is padded, where looking is cheap."""
-    if torch.compiler.is_compiling() or attention_mask.device.type != "cpu":
-        return False
-    return type(attention_mask) is Tensor and bool(attention_mask.all())

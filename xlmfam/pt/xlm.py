@@ -18,11 +18,12 @@ from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import ConfigError, XlmfamError
 from xlmfam.common.fill_mask import FillMaskMixin
 from xlmfam.pt.cache import KeyValueCache
+from xlmfam.pt.checks import is_cheap
 from xlmfam.pt.generation import GenerationMixin
 from xlmfam.pt.layers import text_positions
 from xlmfam.pt.outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput
 from xlmfam.pt.xlm_modules import XLMPredLayer
-from xlmfam.pt.xlm_transformer import Past, XLMModel, XLMPreTrainedModel, is_cheap
+from xlmfam.pt.xlm_transformer import Past, XLMModel, XLMPreTrainedModel
 
 __all__ = ["XLMModel", "XLMPreTrainedModel", "XLMWithLMHeadModel"]
 

@@ -16,6 +16,7 @@ from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.common.languages import resolve_langs
 from xlmfam.common.logging import get_logger
+from xlmfam.pt.checks import check_range
 from xlmfam.pt.linear import Linear
 from xlmfam.pt.outputs import (
     MultipleChoiceModelOutput,
@@ -26,7 +27,7 @@ from xlmfam.pt.outputs import (
 )
 from xlmfam.pt.xlm import IGNORED, mean_loss
 from xlmfam.pt.xlm_modules import BeamAnswers, SequenceSummary, take_positions
-from xlmfam.pt.xlm_transformer import Past, XLMModel, XLMPreTrainedModel, check_range
+from xlmfam.pt.xlm_transformer import Past, XLMModel, XLMPreTrainedModel
 
 logger = get_logger(__name__)
 

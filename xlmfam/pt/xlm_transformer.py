@@ -23,6 +23,7 @@ from xlmfam.common.languages import check_language_range, resolve_langs
 from xlmfam.pt.attention import Mask, causal_mask, padding_mask
 from xlmfam.pt.base import PreTrainedModel
 from xlmfam.pt.cache import KeyValueCache
+from xlmfam.pt.checks import check_range, is_cheap, known_to_be_full
 from xlmfam.pt.layers import text_positions
 from xlmfam.pt.outputs import (
     BaseModelOutput,
@@ -317,7 +318,7 @@ class XLMModel(XLMPreTrainedModel):
             return None
         else:
             valid = self._tokens(input_ids)
-        return None if _known_to_be_full(valid) else valid
+        return None if known_to_be_full(valid) else valid
 
     def _tokens(self, input_ids: Tensor) -> Tensor:
         """Return (B, T): as many tokens as there are ids that are no padding.
@@ -451,29 +452,5 @@ def _part(values: Tensor, columns: slice) -> Tensor:
     return values if values.shape[1] == 1 else values[:, columns]
 
 
-def is_cheap(values: Tensor) -> bool:
-    """Whether looking at values costs nothing: on the CPU, outside of any compiler."""
-    return (
-        values.device.type == "cpu"
-        and type(values) is Tensor
-        and bool(values.numel())
-        and not torch.compiler.is_compiling()
-    )
-
-
-def _known_to_be_full(valid: Tensor) -> bool:
-    return is_cheap(valid) and bool(valid.all())
-
-
 def _known_to_be_on_the_right(valid: Tensor) -> bool:
     return is_cheap(valid) and bool((valid[:, :-1] >= valid[:, 1:]).all())
-
-
-def check_range(name: str, values: Tensor, least: int, most: int) -> None:
-    """Raise ``XlmfamError`` unless all values lie in [least, most], where looking is cheap."""
-    if not is_cheap(values):
-        return
-    low, high = (int(value) for value in torch.aminmax(values))
-    if low < least or high > most:
-        wrong = low if low < least else high
-        raise XlmfamError(f"{name} holds {wrong}, outside [{least}, {most}]")
