@@ -18,16 +18,14 @@ from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import ConfigError, XlmfamError
 from xlmfam.common.fill_mask import FillMaskMixin
 from xlmfam.pt.cache import KeyValueCache
-from xlmfam.pt.checks import is_cheap
 from xlmfam.pt.generation import GenerationMixin
 from xlmfam.pt.layers import text_positions
+from xlmfam.pt.losses import IGNORED, labelled, mean_loss
 from xlmfam.pt.outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput
 from xlmfam.pt.xlm_modules import XLMPredLayer
 from xlmfam.pt.xlm_transformer import Past, XLMModel, XLMPreTrainedModel
 
 __all__ = ["XLMModel", "XLMPreTrainedModel", "XLMWithLMHeadModel"]
-
-IGNORED = -100  # the label that does not count
 
 
 class XLMWithLMHeadModel(XLMPreTrainedModel, GenerationMixin, FillMaskMixin):
@@ -231,35 +229,3 @@ class XLMWithLMHeadModel(XLMPreTrainedModel, GenerationMixin, FillMaskMixin):
         )
         hidden = output.last_hidden_state[rows, columns]
         return self.pred_layer(hidden).float().softmax(-1).cpu().numpy()
-
-
-def labelled(hidden: Tensor, targets: Tensor, room: bool | int) -> tuple[Tensor, Tensor]:
-    """Return the states and targets of the positions that have a label.
-
-    Args:
-        hidden: (B, T, D).
-        targets: (B, T).
-        room: N, or ``True`` for as many as there are.
-
-    Returns:
-        (N, D) and (N,), the latter -100 beyond the labels.
-    """
-    counts = targets.flatten() != IGNORED
-    if room is True:
-        index = counts.nonzero()[:, 0]
-        return hidden.flatten(0, 1)[index], targets.flatten()[index]
-    if is_cheap(counts) and int(counts.sum()) > room:
-        raise XlmfamError(f"labelled_logits_only={room}, and there are {int(counts.sum())} labels")
-    index = torch.nonzero_static(counts, size=room, fill_value=0)[:, 0]
-    there = torch.arange(room, device=counts.device) < counts.sum()
-    states = hidden.flatten(0, 1)[index]
-    too_many = torch.where(counts.sum() > room, float("nan"), 0.0).to(states.dtype)
-    return states + too_many, targets.flatten()[index].masked_fill(~there, IGNORED)
-
-
-def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross entropy of logits (..., V) for targets (...); -100 does not count.
-
-    Log-probabilities will do as logits: their softmax is what they are the logarithm of.
-    """
-    return F.cross_entropy(logits.float().flatten(0, -2), targets.to(logits.device).flatten())

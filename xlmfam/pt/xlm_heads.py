@@ -16,8 +16,8 @@ from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.common.languages import resolve_langs
 from xlmfam.common.logging import get_logger
-from xlmfam.pt.checks import check_range
 from xlmfam.pt.linear import Linear
+from xlmfam.pt.losses import classification_loss, column, flat, inside, mean_loss, within
 from xlmfam.pt.outputs import (
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
@@ -25,7 +25,6 @@ from xlmfam.pt.outputs import (
     TokenClassifierOutput,
     XLMForQuestionAnsweringOutput,
 )
-from xlmfam.pt.xlm import IGNORED, mean_loss
 from xlmfam.pt.xlm_modules import BeamAnswers, SequenceSummary, take_positions
 from xlmfam.pt.xlm_transformer import Past, XLMModel, XLMPreTrainedModel
 
@@ -187,14 +186,14 @@ class XLMForMultipleChoice(XLMHead):
         batch, choices = given.shape[:2]
         check_shape("labels", labels, (batch,))
         output = self.transformer(
-            input_ids=_flat(input_ids),
-            attention_mask=_flat(attention_mask),
+            input_ids=flat(input_ids),
+            attention_mask=flat(attention_mask),
             langs=choice_langs(self.config, langs, batch, choices),
-            token_type_ids=_flat(token_type_ids),
-            position_ids=_flat(position_ids),
+            token_type_ids=flat(token_type_ids),
+            position_ids=flat(position_ids),
             cache=cache,
             head_mask=head_mask,
-            inputs_embeds=_flat(inputs_embeds),
+            inputs_embeds=flat(inputs_embeds),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
@@ -363,8 +362,8 @@ class XLMForQuestionAnsweringSimple(XLMHead):
         loss = None
         if start_positions is not None and end_positions is not None:
             targets = (
-                within(_column("start_positions", start_positions, len(start)), start.shape[1]),
-                within(_column("end_positions", end_positions, len(end)), end.shape[1]),
+                within(column("start_positions", start_positions, len(start)), start.shape[1]),
+                within(column("end_positions", end_positions, len(end)), end.shape[1]),
             )
             loss = (mean_loss(start, targets[0]) + mean_loss(end, targets[1])) / 2
         result = QuestionAnsweringModelOutput(
@@ -455,10 +454,10 @@ class XLMForQuestionAnswering(XLMHead):
         batch, length, _ = hidden.shape
         check_shape("p_mask", p_mask, (batch, length))
         if cls_index is not None:
-            cls_index = _inside("cls_index", cls_index, batch, length)
+            cls_index = inside("cls_index", cls_index, batch, length)
         if start_positions is not None and end_positions is not None:
-            start = _inside("start_positions", start_positions, batch, length)
-            end = _inside("end_positions", end_positions, batch, length)
+            start = inside("start_positions", start_positions, batch, length)
+            end = inside("end_positions", end_positions, batch, length)
             answers = {"loss": self._loss(hidden, start, end, is_impossible, cls_index, p_mask)}
         else:
             answers = self._best(hidden, cls_index, p_mask)
@@ -477,7 +476,7 @@ class XLMForQuestionAnswering(XLMHead):
         if cls_index is None or is_impossible is None:
             return loss
         logits = scorers.answer_class(hidden, state, cls_index)
-        truth = _column("is_impossible", is_impossible, len(logits)).float()
+        truth = column("is_impossible", is_impossible, len(logits)).float()
         return loss + 0.5 * F.binary_cross_entropy_with_logits(logits.float(), truth)
 
     def _best(self, hidden, cls_index, p_mask) -> dict[str, Tensor]:
@@ -507,28 +506,6 @@ class XLMForQuestionAnswering(XLMHead):
         }
 
 
-def classification_loss(config: XLMConfig, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the loss of (B, num_labels) logits, of the kind that the config or the labels say.
-
-    Raises:
-        XlmfamError: When the labels do not fit.
-    """
-    kind = config.problem_type
-    if kind is None:
-        several = labels.dtype.is_floating_point
-        kind = "multi_label_classification" if several else "single_label_classification"
-        kind = "regression" if config.num_labels == 1 else kind
-    batch, width = logits.shape
-    if kind == "single_label_classification":
-        labels = _column("labels", labels, batch).long()
-        return mean_loss(logits, labels)
-    if kind == "regression":
-        check_shape("labels", labels, (batch, width), *([(batch,)] if width == 1 else []))
-        return F.mse_loss(logits.float(), labels.float().view(batch, width))
-    check_shape("labels", labels, (batch, width))
-    return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-
-
 def choice_langs(config: XLMConfig, langs: Any, batch: int, choices: int) -> Any:
     """Return the languages of (B, C, S) texts for B * C rows.
 
@@ -546,27 +523,3 @@ def choice_langs(config: XLMConfig, langs: Any, batch: int, choices: int) -> Any
         return langs.flatten(0, 1)
     check_shape("langs", langs, (batch, choices), (batch, 1), (1, 1))
     return langs.expand(batch, choices).reshape(-1)
-
-
-def _flat(values: Tensor | None) -> Tensor | None:
-    """Return (B * C, ...) of (B, C, ...)."""
-    return None if values is None else values.flatten(0, 1)
-
-
-def _column(name: str, values: Tensor, batch: int) -> Tensor:
-    """Return (B,) of (B,) or (B, 1)."""
-    check_shape(name, values, (batch,), (batch, 1))
-    return values.reshape(batch)
-
-
-def _inside(name: str, values: Tensor, batch: int, length: int) -> Tensor:
-    """Return (B,) positions, checked where looking is cheap."""
-    values = _column(name, values, batch)
-    check_range(name, values, 0, length - 1)
-    return values
-
-
-def within(positions: Tensor, length: int) -> Tensor:
-    """Return (B,) targets: a position outside the text does not count, a negative one is 0."""
-    positions = positions.clamp(min=0)
-    return positions.masked_fill(positions >= length, IGNORED)
