@@ -340,7 +340,7 @@ class Graphs:
     """Holds generators where Keras does not look for weights."""
 
     def __init__(self) -> None:
-        self.by_options: dict[Any, Generator] = {}
+        self.by_options: dict[Any, Any] = {}
 
 
 def padding_of(ids: Tensor, attention_mask: Tensor | None, plan: GenerationPlan) -> Tensor:

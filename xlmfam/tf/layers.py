@@ -78,7 +78,8 @@ class Embedding(TableLayer):
 
     def call(self, token_ids: Tensor) -> Tensor:
         """Return (B, S, D) for (B, S) ids; only what is looked up is cast."""
-        return tf.cast(tf.gather(self.embeddings, token_ids), self.compute_dtype)
+        rows = look_up(tf.convert_to_tensor(self.embeddings), token_ids)
+        return tf.cast(rows, self.compute_dtype)
 
     def attend(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) for hidden states (..., D)."""
@@ -86,6 +87,22 @@ class Embedding(TableLayer):
         table = tf.cast(self.embeddings, hidden.dtype)
         logits = tf.matmul(tf.reshape(hidden, [-1, width]), table, transpose_b=True)
         return tf.reshape(logits, [*rows, table.shape[0]])
+
+
+@tf.custom_gradient
+def look_up(table: Tensor, token_ids: Tensor):
+    """Return the rows (..., D) of (V, D) that ``token_ids`` (...) name.
+
+    The gradient has one row for each of the table. TensorFlow's own lists the rows looked up, and
+    Keras's Adam squares those of a token that comes twice one by one, which is wrong.
+    """
+
+    def gradient(upstream):
+        values = tf.reshape(upstream, [-1, table.shape[1]])
+        rows = tf.reshape(token_ids, [-1])
+        return tf.math.unsorted_segment_sum(values, rows, table.shape[0]), None
+
+    return tf.gather(table, token_ids), gradient
 
 
 def hold_padding(vectors: Tensor, token_ids: Tensor, padding_idx: int | None) -> Tensor:
