@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from xlmfam.common.errors import CheckpointError
-from xlmfam.common.parameters import LoadPlan, layout_shape, parameter_count
+from xlmfam.common.parameters import LoadPlan, Parameter, layout_shape, parameter_count
 from xlmfam.conversion.report import Contents, TensorEntry
 from xlmfam.conversion.sources import OpenCheckpoint, file_of, recognise
 
@@ -72,29 +71,25 @@ def _tensors(checkpoint: OpenCheckpoint, plan: LoadPlan) -> list[TensorEntry]:
             for name, spec in specs.items()
         ]
     parameters = checkpoint.table.expand(checkpoint.config, checkpoint.head)
-    return [
-        TensorEntry(
-            name,
-            stored,
-            layout_shape(parameters[name], "canonical"),
-            specs[stored].dtype.name,
-            specs[stored].nbytes,
-        )
-        for name, stored in sorted(plan.sources.items(), key=_layer_order(plan))
-    ]
+    entries = []
+    for name in sorted(plan.sources, key=_layer_order(parameters)):
+        stored = plan.sources[name]
+        shape = layout_shape(parameters[name], "canonical")
+        spec = specs[stored]
+        entries.append(TensorEntry(name, stored, shape, spec.dtype.name, spec.nbytes))
+    return entries
 
 
-def _layer_order(plan: LoadPlan) -> Callable[[tuple[str, str]], tuple[int, int]]:
+def _layer_order(parameters: Mapping[str, Parameter]) -> Callable[[str], tuple[int, int]]:
     """Sort key: what comes before the layers, layer after layer, what comes behind."""
-    numbers = {name: re.search(r"\.(\d+)\.", name) for name in plan.sources}
-    names = list(plan.sources)
-    numbered = [index for index, name in enumerate(names) if numbers[name]]
-    first = numbered[0] if numbered else 0
+    names = list(parameters)
+    inside = [index for index, p in enumerate(parameters.values()) if p.layer is not None]
+    first = inside[0] if inside else 0
 
-    def key(item: tuple[str, str]) -> tuple[int, int]:
-        number = numbers[item[0]]
-        if number:
-            return 1, int(number[1])
-        return (0 if names.index(item[0]) < first else 2), 0
+    def key(name: str) -> tuple[int, int]:
+        layer = parameters[name].layer
+        if layer is not None:
+            return 1, layer
+        return (0 if names.index(name) < first else 2), 0
 
     return key

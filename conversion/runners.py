@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from xlmfam.common.errors import MissingPackageError, XlmfamError
 from xlmfam.common.parameters import table_of
+from xlmfam.conversion.examples import Inputs, forward_only
 from xlmfam.conversion.sources import named_class
 
 # Package that tells whether a backend is installed. The order matters: torch goes before
@@ -25,9 +26,6 @@ PACKAGES = {"pt": "torch", "tf": "tensorflow", "flax": "flax"}
 FRAMEWORKS = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}
 BACKENDS = tuple(PACKAGES)
 
-Inputs = Mapping[str, np.ndarray]
-IGNORED = -100  # the label that does not count
-
 
 @dataclass
 class Observation:
@@ -35,16 +33,16 @@ class Observation:
 
     Attributes:
         backend: ``pt``, ``tf`` or ``flax``.
-        hidden_states: (B, S, D) of the embeddings and of every layer; the last one is normed.
-        logits: (B, S, V); ``None`` for a base model.
+        states: (B, S, D) of the embeddings and of every layer, by their names.
+        predictions: Logits, probabilities and the like by their names; none of a base model.
         loss: Mean over the labels; for a base model a fixed sum over its hidden states.
         gradients: Gradient of the loss by canonical parameter name, in canonical layout.
         seconds: Time to load and run.
     """
 
     backend: str
-    hidden_states: tuple[np.ndarray, ...]
-    logits: np.ndarray | None
+    states: dict[str, np.ndarray]
+    predictions: dict[str, np.ndarray]
     loss: float
     gradients: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
@@ -52,6 +50,9 @@ class Observation:
 
 class Runner(Protocol):
     """What is done differently in each framework."""
+
+    def forward(self, model: Any, inputs: Inputs) -> Any:
+        """Return the output."""
 
     def call(self, model: Any, inputs: Inputs, gradients: bool) -> tuple[Any, Any, Any]:
         """Return output, loss and gradients (the latter as ``model.to_canonical`` takes them)."""
@@ -128,7 +129,7 @@ def observe(
     Args:
         backend: ``pt``, ``tf`` or ``flax``.
         name_or_path: Folder, file or hub id.
-        inputs: ``input_ids``, ``attention_mask`` and ``labels``, see `example_inputs`.
+        inputs: What its class takes, with labels; see `example_inputs`.
         gradients: Whether to run backwards as well.
         head: The class; by default the one that the config names.
         **kwargs: For ``from_pretrained``.
@@ -148,16 +149,45 @@ def observe_model(
     """Run a model that is loaded already; see `observe`."""
     started = time.perf_counter() if started is None else started
     runner = runner_of(backend)
-    output, loss, slopes = runner.call(model, inputs, gradients)
-    logits = getattr(output, "logits", None) if "logits" in output else None
+    used = inputs if _has_head(model) else forward_only(inputs)
+    output, loss, slopes = runner.call(model, used, gradients)
+    predictions = _predictions(output, runner.array)
+    if _has_head(model) and not predictions:  # some heads give a loss in their place
+        predictions = _predictions(runner.forward(model, forward_only(inputs)), runner.array)
+    learned = {name for name, p in model.expected_parameters().items() if p.trainable}
+    slopes = model.to_canonical(slopes) if gradients else {}
     return Observation(
         backend=backend,
-        hidden_states=tuple(runner.array(state) for state in output.hidden_states),
-        logits=None if logits is None else runner.array(logits),
+        states=_states(output, runner.array),
+        predictions=predictions,
         loss=float(runner.array(loss)),
-        gradients=model.to_canonical(slopes) if gradients else {},
+        gradients={name: slope for name, slope in slopes.items() if name in learned},
         seconds=time.perf_counter() - started,
     )
+
+
+def _states(output: Any, array: Callable[[Any], np.ndarray]) -> dict[str, np.ndarray]:
+    """Hidden states by name; an encoder's and a decoder's have its name before theirs."""
+    found = {}
+    for field_name in sorted(output, reverse=True):  # the encoder first
+        if not field_name.endswith("hidden_states"):
+            continue
+        part = field_name.removesuffix("hidden_states").replace("_", " ")
+        for index, state in enumerate(output[field_name]):
+            name = f"layer {index - 1}" if index else "embeddings"
+            found[part + name] = array(state)
+    return found
+
+
+def _predictions(output: Any, array: Callable[[Any], np.ndarray]) -> dict[str, np.ndarray]:
+    """What a head says, except for indices: a rounding error may swap two that are close."""
+    others = ("loss", "past_key_values", "last_hidden_state", "encoder_last_hidden_state")
+    arrays = {
+        name: array(value)
+        for name, value in output.items()
+        if name not in others and not isinstance(value, tuple)
+    }
+    return {name: a for name, a in arrays.items() if np.issubdtype(a.dtype, np.floating)}
 
 
 def generate(
@@ -179,28 +209,6 @@ def generate(
     return runner.array(runner.generate(model, inputs, jit, options))
 
 
-def example_inputs(config: Any, seed: int = 0, length: int = 12) -> dict[str, np.ndarray]:
-    """Return a batch that shows most mistakes: both kinds of padding, and labels to ignore.
-
-    Args:
-        config: The model's config.
-        seed: Draws the ids.
-        length: Tokens of the longest row.
-    """
-    rng = np.random.default_rng(seed)
-    length = max(2, min(length, config.max_position_embeddings))
-    low = min(4, config.vocab_size - 1)  # the first ids are special in every family
-    input_ids = rng.integers(low, config.vocab_size, (3, length), dtype=np.int64)
-    attention_mask = np.ones_like(input_ids)
-    attention_mask[1, : length // 3] = 0
-    attention_mask[2, length - length // 4 :] = 0
-    pad = config.pad_token_id if config.pad_token_id is not None else 0
-    input_ids[attention_mask == 0] = pad
-    labels = np.where(attention_mask == 1, input_ids, IGNORED)
-    labels[0, length // 2] = IGNORED
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-
-
 def probe(shape: tuple[int, ...]) -> np.ndarray:
     """Fixed weights that turn the hidden states of a model without a head into one number."""
     return np.random.default_rng(7).normal(size=shape).astype(np.float32)
@@ -210,23 +218,30 @@ def _has_head(model: Any) -> bool:
     return model.table_class != table_of(model.config.model_type).base
 
 
-def _forward_only(inputs: Inputs) -> dict[str, np.ndarray]:
-    return {name: value for name, value in inputs.items() if name != "labels"}
+def _flags(model: Any) -> dict[str, bool]:
+    """What every call asks for; not all families know a cache of that kind."""
+    flags = {"output_hidden_states": True, "return_dict": True}
+    return {**flags, "use_cache": False} if hasattr(model.config, "use_cache") else flags
 
 
 class TorchRunner:
     """xlmfam.pt."""
+
+    def forward(self, model: Any, inputs: Inputs) -> Any:
+        """See `Runner`."""
+        import torch
+
+        tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        return model(**tensors, **_flags(model))
 
     def call(self, model: Any, inputs: Inputs, gradients: bool) -> tuple[Any, Any, Any]:
         """See `Runner`."""
         import torch
 
         has_head = _has_head(model)
-        used = inputs if has_head else _forward_only(inputs)
-        tensors = {name: torch.from_numpy(value) for name, value in used.items()}
         with torch.set_grad_enabled(gradients):
-            output = model(**tensors, use_cache=False, output_hidden_states=True, return_dict=True)
-            loss = output.loss if has_head else self._probed(output, tensors["attention_mask"])
+            output = self.forward(model, inputs)
+            loss = output.loss if has_head else self._probed(output, inputs["attention_mask"])
         if gradients:
             model.zero_grad()
             loss.backward()
@@ -239,7 +254,7 @@ class TorchRunner:
     def _probed(self, output: Any, mask: Any) -> Any:
         import torch
 
-        hidden = output.last_hidden_state * mask[..., None]
+        hidden = output.last_hidden_state * torch.from_numpy(mask[..., None])
         return (hidden * torch.from_numpy(probe(tuple(hidden.shape)))).mean()
 
     def array(self, value: Any) -> np.ndarray:
@@ -257,30 +272,37 @@ class TorchRunner:
 class TensorFlowRunner:
     """xlmfam.tf."""
 
+    def forward(self, model: Any, inputs: Inputs) -> Any:
+        """See `Runner`."""
+        import tensorflow as tf
+
+        tensors = {name: tf.constant(value) for name, value in inputs.items()}
+        return model(**tensors, **_flags(model))
+
     def call(self, model: Any, inputs: Inputs, gradients: bool) -> tuple[Any, Any, Any]:
         """See `Runner`."""
         import tensorflow as tf
 
         has_head = _has_head(model)
-        used = inputs if has_head else _forward_only(inputs)
-        tensors = {name: tf.constant(value) for name, value in used.items()}
         with tf.GradientTape() as tape:
-            output = model(**tensors, use_cache=False, output_hidden_states=True, return_dict=True)
+            output = self.forward(model, inputs)
             # One value per label, whose mean is the loss.
             loss = tf.reduce_mean(
-                output.loss if has_head else self._probed(output, tensors["attention_mask"])
+                output.loss if has_head else self._probed(output, inputs["attention_mask"])
             )
         if not gradients:
             return output, loss, None
         variables = [variable.value for variable in model.trainable_variables]
-        slopes = [tf.convert_to_tensor(slope) for slope in tape.gradient(loss, variables)]
+        # What the loss does not depend on has a gradient of zeros, as in the other frameworks.
+        slopes = tape.gradient(loss, variables, unconnected_gradients="zero")
+        slopes = [tf.convert_to_tensor(slope) for slope in slopes]
         return output, loss, slopes
 
     def _probed(self, output: Any, mask: Any) -> Any:
         import tensorflow as tf
 
         hidden = output.last_hidden_state
-        weights = probe(tuple(hidden.shape)) * mask.numpy()[..., None].astype(np.float32)
+        weights = probe(tuple(hidden.shape)) * mask[..., None].astype(np.float32)
         return hidden * tf.constant(weights)
 
     def array(self, value: Any) -> np.ndarray:
@@ -299,24 +321,28 @@ class TensorFlowRunner:
 class FlaxRunner:
     """xlmfam.flax."""
 
+    def forward(self, model: Any, inputs: Inputs) -> Any:
+        """See `Runner`."""
+        return self._run(model, model.params, inputs)
+
+    def _run(self, model: Any, params: Any, inputs: Inputs) -> Any:
+        import jax.numpy as jnp
+
+        arrays = {
+            name: jnp.asarray(value.astype(np.int32) if value.dtype.kind in "iu" else value)
+            for name, value in inputs.items()
+        }
+        return model(**arrays, params=params, **_flags(model))
+
     def call(self, model: Any, inputs: Inputs, gradients: bool) -> tuple[Any, Any, Any]:
         """See `Runner`."""
         import jax
-        import jax.numpy as jnp
 
         has_head = _has_head(model)
-        used = inputs if has_head else _forward_only(inputs)
-        arrays = {name: jnp.asarray(value.astype(np.int32)) for name, value in used.items()}
 
         def loss_of(params: Any) -> tuple[Any, Any]:
-            output = model(
-                **arrays,
-                params=params,
-                use_cache=False,
-                output_hidden_states=True,
-                return_dict=True,
-            )
-            loss = output.loss if has_head else self._probed(output, arrays["attention_mask"])
+            output = self._run(model, params, inputs)
+            loss = output.loss if has_head else self._probed(output, inputs["attention_mask"])
             return loss, output
 
         if not gradients:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,13 +12,12 @@ import numpy as np
 
 from xlmfam.common.errors import XlmfamError
 from xlmfam.common.logging import progress as progress_bar
+from xlmfam.conversion.examples import LABELS, Inputs, example_inputs
 from xlmfam.conversion.report import Comparison, Verification
 from xlmfam.conversion.runners import (
     BACKENDS,
     FRAMEWORKS,
-    Inputs,
     Observation,
-    example_inputs,
     installed_backends,
     observe,
     require_backend,
@@ -42,17 +40,18 @@ def verify(
 ) -> Verification:
     """Run a checkpoint in several backends, in float32, and compare everything that comes out.
 
-    Hidden states of every layer, logits, loss and the gradient of every parameter are compared
-    for each pair of backends. A difference is relative to the largest value compared; a value
-    that is not finite counts as a difference of its own.
+    Hidden states of every layer, what the head says (logits, or the probabilities of answers),
+    loss and the gradient of every parameter are compared for each pair of backends. A difference
+    is relative to the largest value compared; a value that is not finite counts as a difference
+    of its own.
 
     Args:
         source: Folder, file or hub id; or one for each backend, to compare copies of a
             checkpoint in different formats.
         backends: Some of ``pt``, ``tf``, ``flax``; by default those that are installed.
         tolerance: Largest difference allowed.
-        inputs: ``input_ids``, ``attention_mask`` and ``labels``; by default an example with
-            padding on both sides.
+        inputs: ``input_ids``, ``attention_mask`` and the labels of the class, and what else it
+            takes; by default an example with padding on both sides and all languages.
         gradients: Whether to compare gradients, which take most of the memory.
         seed: Draws the example.
         head: Class of the checkpoint where its config does not say or is wrong.
@@ -63,7 +62,7 @@ def verify(
 
     Raises:
         CheckpointError: When there is no checkpoint, or it does not fit its config.
-        XlmfamError: When there are not two backends to compare.
+        XlmfamError: When there are not two backends to compare, or no labels for a head's loss.
     """
     if not 0 < tolerance < math.inf:
         raise XlmfamError(f"tolerance must be a positive number, got {tolerance!r}")
@@ -72,8 +71,11 @@ def verify(
     name = ", ".join(dict.fromkeys(os.fspath(sources[backend]) for backend in chosen))
     with recognise(sources[chosen[0]], head=head, **hub) as checkpoint:
         checkpoint.plan()  # before any framework is loaded
-        config, head = checkpoint.config, checkpoint.head
-    inputs = example_inputs(config, seed) if inputs is None else inputs
+        config, head, table = checkpoint.config, checkpoint.head, checkpoint.table
+    inputs = example_inputs(config, head, seed) if inputs is None else inputs
+    if head != table.base and not set(LABELS) & set(inputs):
+        raise XlmfamError(f"inputs has no labels, which {head} needs for its loss")
+    layers = {name: p.layer for name, p in table.expand(config, head).items()}
     found: dict[str, Observation] = {}
     failures: dict[str, str] = {}
     for backend in progress_bar(chosen, "Verifying"):
@@ -81,11 +83,10 @@ def verify(
             found[backend] = observe(backend, sources[backend], inputs, gradients, head=head, **hub)
         except (XlmfamError, ImportError, MemoryError) as error:
             failures[backend] = str(error) or type(error).__name__
-    mask = np.asarray(inputs["attention_mask"]) == 1
     comparisons = [
         comparison
         for one, other in itertools.combinations(found.values(), 2)
-        for comparison in compare(one, other, mask)
+        for comparison in compare(one, other, _masks(inputs), layers)
     ]
     return Verification(
         source=name,
@@ -117,35 +118,42 @@ def _chosen(backends: Sequence[str] | None, source: Source | Mapping[str, Source
     return [backend for backend in BACKENDS if backend in backends]
 
 
-def compare(one: Observation, other: Observation, mask: np.ndarray) -> Iterator[Comparison]:
+def _masks(inputs: Inputs) -> list[np.ndarray]:
+    """(rows, S), true where a token is not padding; a translation model has one for each side."""
+    names = [name for name in inputs if name.endswith("attention_mask")]
+    return [np.asarray(inputs[name]).reshape(-1, inputs[name].shape[-1]) == 1 for name in names]
+
+
+def compare(
+    one: Observation,
+    other: Observation,
+    masks: Sequence[np.ndarray],
+    layers: Mapping[str, int | None],
+) -> Iterator[Comparison]:
     """Yield the largest difference in every part of the results, in the order of the model.
 
     Args:
         one: An observation.
         other: Another one, of the same inputs.
-        mask: (B, S), true where a token is not padding; nothing else has a meaning.
+        masks: (B, S) each, true where a token is not padding; nothing else has a meaning.
+        layers: The layer of each parameter, if it is in one.
     """
     pair = (one.backend, other.backend)
-    states = _state_names(max(len(one.hidden_states), len(other.hidden_states)))
-    for name, mine, theirs in itertools.zip_longest(states, one.hidden_states, other.hidden_states):
-        yield Comparison(name, "state", pair, difference(_at(mine, mask), _at(theirs, mask)))
-    if one.logits is not None or other.logits is not None:
-        yield Comparison(
-            "logits", "logits", pair, difference(_at(one.logits, mask), _at(other.logits, mask))
-        )
+    parts = (("state", one.states, other.states), ("logits", one.predictions, other.predictions))
+    for kind, mine, theirs in parts:
+        for name in dict.fromkeys([*mine, *theirs]):
+            values = (_at(mine.get(name), masks), _at(theirs.get(name), masks))
+            yield Comparison(name, kind, pair, difference(*values))
     yield Comparison("loss", "loss", pair, difference(np.array(one.loss), np.array(other.loss)))
-    yield from _compare_gradients(one, other, pair)
+    yield from _compare_gradients(one, other, pair, layers)
 
 
-def _state_names(count: int) -> list[str]:
-    layers = [f"layer {index}" for index in range(count - 2)]
-    return ["embeddings", *layers, f"layer {count - 2}, normed"][-count:]
-
-
-def _at(values: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
-    if values is None or values.shape[:2] != mask.shape:
-        return values  # left for the comparison to report
-    return values[mask]
+def _at(values: np.ndarray | None, masks: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Values at the tokens; those that do not lie token by token are all of them."""
+    for mask in masks:
+        if values is not None and values.shape[:2] == mask.shape:
+            return values[mask]
+    return values
 
 
 def difference(
@@ -176,11 +184,14 @@ def largest(*arrays: np.ndarray) -> float:
 
 
 def _compare_gradients(
-    one: Observation, other: Observation, pair: tuple[str, str]
+    one: Observation,
+    other: Observation,
+    pair: tuple[str, str],
+    layers: Mapping[str, int | None],
 ) -> Iterator[Comparison]:
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys([*one.gradients, *other.gradients]):
-        groups.setdefault(_group(name), []).append(name)
+        groups.setdefault(_group(layers.get(name)), []).append(name)
     for group, names in groups.items():
         # Relative to the layer: a bias before a softmax has a gradient of rounding errors only.
         known = [o.gradients[n] for o in (one, other) for n in names if n in o.gradients]
@@ -193,7 +204,5 @@ def _compare_gradients(
         yield Comparison(f"gradients, {group}", "gradient", pair, differences[worst], worst)
 
 
-def _group(name: str) -> str:
-    """The layer that a parameter is in, told by the first number in its name."""
-    number = re.search(r"\.(\d+)\.", name)
-    return f"layer {number[1]}" if number else "other"
+def _group(layer: int | None) -> str:
+    return "other" if layer is None else f"layer {layer}"

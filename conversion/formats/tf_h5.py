@@ -2,9 +2,10 @@
 
 A file has one group per top-level layer. The attribute ``weight_names`` of a group lists its
 datasets as ``tfxglm_for_causal_lm/model/layers.0/fc1/kernel:0``; ``layer_names`` lists the
-groups. Lists beyond the 64 KB that HDF5 allows an attribute are cut into ``weight_names0``,
-``weight_names1`` and so on. In a shard there are no such groups: the datasets stand by
-themselves, without the leading model name, and ``layer_names`` lists them.
+groups. A weight that two layers share may be listed in both their groups. Lists beyond the 64 KB
+that HDF5 allows an attribute are cut into ``weight_names0``, ``weight_names1`` and so on. In a
+shard there are no such groups: the datasets stand by themselves, without the leading model name,
+and ``layer_names`` lists them.
 """
 
 from __future__ import annotations
@@ -63,14 +64,14 @@ class H5Source(TensorSource):
             ) from error
         try:
             self._datasets = self._find_datasets()
-            self._specs = {name: self._spec(name, d) for name, d in self._datasets.items()}
+            self._specs = {name: self._spec_of(name) for name in self._datasets}
         except _H5_ERRORS as error:
             self._file.close()
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{self.path}: damaged: {error}") from error
 
-    def _find_datasets(self) -> dict[str, Any]:
+    def _find_datasets(self) -> dict[str, list[Any]]:
         root = self._file
         layers = _names(root, "layer_names")
         if layers is None and isinstance(root.get(_OLD_ROOT), type(root["/"])):
@@ -83,12 +84,10 @@ class H5Source(TensorSource):
             )
         if _TOP_LEVEL in root and _TOP_LEVEL not in layers:
             layers = [*layers, _TOP_LEVEL]
-        datasets: dict[str, Any] = {}
+        datasets: dict[str, list[Any]] = {}
         for layer in layers:
             for name, dataset in self._datasets_of(root, layer):
-                if name in datasets:
-                    raise CheckpointError(f"{self.path}: holds {name!r} twice")
-                datasets[name] = dataset
+                datasets.setdefault(name, []).append(dataset)
         return datasets
 
     def _datasets_of(self, root: Any, layer: str) -> Iterator[tuple[str, Any]]:
@@ -111,6 +110,15 @@ class H5Source(TensorSource):
                 raise CheckpointError(f"{self.path}: lists {name!r} and does not hold it")
             group = group[part]
         return group
+
+    def _spec_of(self, name: str) -> TensorSpec:
+        first, *others = (self._spec(name, dataset) for dataset in self._datasets[name])
+        if any(other != first for other in others):
+            raise self._twice(name)
+        return first
+
+    def _twice(self, name: str) -> CheckpointError:
+        return CheckpointError(f"{self.path}: holds {name!r} twice, and not the same")
 
     def _spec(self, name: str, dataset: Any) -> TensorSpec:
         import h5py
@@ -142,10 +150,15 @@ class H5Source(TensorSource):
             raise unknown_name(name, self.path, self._specs)
         if not self._file:
             raise CheckpointError(f"{self.path}: already closed")
+        first, *others = self._datasets[name]
         try:
-            return _read(self._datasets[name], self._specs[name])
+            array = _read(first, self._specs[name])
+            same = all(_same_values(first, other) for other in others)
         except _H5_ERRORS as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} is damaged: {error}") from error
+        if not same:
+            raise self._twice(name)
+        return array
 
     def close(self) -> None:
         """Close the file."""
@@ -197,6 +210,12 @@ def _read(dataset: Any, spec: TensorSpec) -> np.ndarray:
     if bits.size:
         dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, bits, _bfloat16_type())
     return bits.view(spec.dtype)
+
+
+def _same_values(one: Any, other: Any) -> bool:
+    """Compare two datasets piece by piece: a second copy in memory would be a large one."""
+    pieces = [()] if not one.shape else [slice(i, i + 1024) for i in range(0, len(one), 1024)]
+    return all(one[piece].tobytes() == other[piece].tobytes() for piece in pieces)
 
 
 def _bfloat16_type() -> Any:

@@ -227,7 +227,26 @@ def test_other_hdf5_files(tmp_path):
         open_checkpoint(tmp_path / "a.h5")
 
 
-def test_the_same_name_twice(tmp_path):
-    weights = {"m": {"t/m/x:0": ones(1), "u/m/x:0": ones(2)}}
+@pytest.mark.parametrize("shape", [(), (3,), (2500, 2)])
+def test_a_weight_that_two_layers_list(tmp_path, checks, shape):
+    shared = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    weights = {"m": {"t/m/x:0": shared}, "n": {"t/n/y:0": ones(2), "t/m/x:0": shared.copy()}}
+    path = keras_2_file(tmp_path / "a.h5", weights)
+    with open_checkpoint(path) as source:
+        checks.assert_source_is(source, {"m/x": shared, "n/y": ones(2)})
+
+
+@pytest.mark.parametrize("row", [0, 1500, 2499])
+def test_two_weights_of_one_name(tmp_path, row):
+    values = np.zeros((2500, 2), np.float32)
+    other = values.copy()
+    other[row, 1] = 1
+    weights = {"m": {"t/m/x:0": values, "u/m/x:0": other}}
+    with (
+        open_checkpoint(keras_2_file(tmp_path / "a.h5", weights)) as source,
+        pytest.raises(CheckpointError, match="'m/x' twice"),
+    ):
+        source.read("m/x")
+    weights["m"]["u/m/x:0"] = values[:-1]
     with pytest.raises(CheckpointError, match="'m/x' twice"):
-        open_checkpoint(keras_2_file(tmp_path / "a.h5", weights))
+        open_checkpoint(keras_2_file(tmp_path / "b.h5", weights))

@@ -11,7 +11,8 @@ from tiny_checkpoints import change_json, make, make_arrays, make_config, save
 
 from xlmfam.common.errors import CheckpointError, MissingPackageError, XlmfamError
 from xlmfam.conversion import runners, verify
-from xlmfam.conversion.runners import Observation, example_inputs
+from xlmfam.conversion.examples import example_inputs
+from xlmfam.conversion.runners import Observation
 from xlmfam.conversion.verify import compare, difference
 
 BACKENDS = runners.installed_backends()
@@ -27,7 +28,7 @@ def test_all_backends_agree(tmp_path, head):
     assert list(verification.backends) == list(BACKENDS)
     assert verification.failures == {}
     assert len(verification.pairs) == len(BACKENDS) * (len(BACKENDS) - 1) // 2
-    fields = ["embeddings", "layer 0", "layer 1, normed", "loss"]
+    fields = ["embeddings", "layer 0", "layer 1", "loss"]
     assert [f for f in verification.fields if f in fields] == fields
     assert ("logits" in verification.fields) == (head == "XGLMForCausalLM")
     assert {"gradients, layer 0", "gradients, layer 1", "gradients, other"} <= {
@@ -40,7 +41,7 @@ def test_all_backends_agree(tmp_path, head):
 @needs_two
 def test_gradients_of_every_parameter_are_compared(tmp_path):
     folder = make(tmp_path / "model")
-    inputs = example_inputs(make_config())
+    inputs = example_inputs(make_config(), "XGLMForCausalLM")
     for backend in BACKENDS:
         gradients = runners.observe(backend, folder, inputs).gradients
         assert gradients.keys() == make_arrays(make_config()).keys()
@@ -64,7 +65,7 @@ def test_swapped_projections_are_seen(tmp_path):
     verification = verify({PAIR[0]: sound, PAIR[1]: broken})
     assert not verification.ok
     wrong = {comparison.field for comparison in verification.differing()}
-    assert {"layer 1, normed", "logits", "loss", "gradients, layer 1"} <= wrong
+    assert {"layer 1", "logits", "loss", "gradients, layer 1"} <= wrong
     assert not {"embeddings", "layer 0"} & wrong
     assert "NOT VERIFIED" in str(verification)
     assert "!" in verification.table()
@@ -140,7 +141,7 @@ def test_what_does_not_fit_is_said_before_anything_is_run(tmp_path):
 
 
 def test_example_has_both_paddings_and_ignored_labels():
-    inputs = example_inputs(make_config(), seed=3)
+    inputs = example_inputs(make_config(), "XGLMForCausalLM", seed=3)
     mask = inputs["attention_mask"]
     assert mask[1, 0] == 0
     assert mask[1, -1] == 1
@@ -150,7 +151,8 @@ def test_example_has_both_paddings_and_ignored_labels():
     assert (inputs["labels"][0] == -100).sum() == 1
     assert (inputs["input_ids"][mask == 0] == 1).all()
     assert inputs["input_ids"].max() < 61
-    assert not np.array_equal(inputs["input_ids"], example_inputs(make_config(), 4)["input_ids"])
+    others = example_inputs(make_config(), "XGLMForCausalLM", 4)
+    assert not np.array_equal(inputs["input_ids"], others["input_ids"])
 
 
 def test_difference():
@@ -165,21 +167,46 @@ def test_difference():
     assert difference(ones * 0, ones * 0) == 0
 
 
-def test_missing_gradients_and_layers_are_differences():
+LAYERS = {"a.0.b": 0, "c": None}
+MASK = np.ones((1, 2), bool)
+
+
+def observation(backend, values, gradients=None, layers=2):
+    states = {f"layer {index}": values for index in range(layers)}
+    return Observation(backend, states, {"logits": values}, 1.0, gradients or {})
+
+
+def test_missing_gradients_layers_and_predictions_are_differences():
     ones = np.ones((1, 2, 3), np.float32)
-    one = Observation("pt", (ones, ones), ones, 1.0, {"a.0.b": ones, "c": ones})
-    other = Observation("tf", (ones,), ones, 1.0, {"a.0.b": ones})
-    found = {c.field: c.difference for c in compare(one, other, np.ones((1, 2), bool))}
-    assert math.isnan(found["gradients, other"])
-    assert found["gradients, layer 0"] == 0
-    assert any(math.isnan(v) for k, v in found.items() if k.startswith("layer"))
+    one = observation("pt", ones, {"a.0.b": ones, "c": ones})
+    other = observation("tf", ones, {"a.0.b": ones}, layers=1)
+    other.predictions = {}
+    for pair in ((one, other), (other, one)):
+        found = {c.field: c.difference for c in compare(*pair, [MASK], LAYERS)}
+        assert [name for name, value in found.items() if math.isnan(value)] == [
+            "layer 1",
+            "logits",
+            "gradients, other",
+        ]
+        assert found["gradients, layer 0"] == 0
 
 
 def test_padding_is_not_compared():
     ones, mask = np.ones((1, 2, 3), np.float32), np.array([[False, True]])
     changed = ones.copy()
     changed[0, 0] = 7
-    one = Observation("pt", (ones, ones), ones, 1.0)
-    other = Observation("tf", (changed, changed), changed, 1.0)
-    assert all(c.difference == 0 for c in compare(one, other, mask))
-    assert any(c.difference > 0.5 for c in compare(one, other, ~mask))
+    one, other = observation("pt", ones), observation("tf", changed)
+    assert all(c.difference == 0 for c in compare(one, other, [mask], LAYERS))
+    assert any(c.difference > 0.5 for c in compare(one, other, [~mask], LAYERS))
+    # What does not lie token by token is compared whole.
+    assert any(c.difference > 0.5 for c in compare(one, other, [np.zeros((1, 4))], LAYERS))
+
+
+@needs_two
+def test_a_head_needs_labels(tmp_path):
+    inputs = example_inputs(make_config(), "XGLMForCausalLM")
+    del inputs["labels"]
+    with pytest.raises(XlmfamError, match="no labels"):
+        verify(make(tmp_path / "model"), inputs=inputs)
+    base = make(tmp_path / "base", head="XGLMModel")
+    assert verify(base, PAIR, inputs=inputs, gradients=False).ok

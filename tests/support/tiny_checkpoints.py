@@ -6,31 +6,54 @@ import json
 
 import numpy as np
 
-from xlmfam import GenerationConfig, XGLMConfig
+from xlmfam import AutoConfig, GenerationConfig
 from xlmfam.common.checkpoints.models import save_parameters
-from xlmfam.common.parameters import table_of
+from xlmfam.common.parameters import TABLES, table_of
+from xlmfam.common.positions import interleaved_sinusoids
 
 # Every size is different from the others, so that no swapped axis goes unnoticed.
 SIZES = {
-    "vocab_size": 61,
-    "d_model": 12,
-    "ffn_dim": 20,
-    "num_layers": 2,
-    "attention_heads": 3,
-    "max_position_embeddings": 32,
+    "xglm": {
+        "vocab_size": 61,
+        "d_model": 12,
+        "ffn_dim": 20,
+        "num_layers": 2,
+        "attention_heads": 3,
+        "max_position_embeddings": 32,
+    },
+    "xlm": {
+        "vocab_size": 53,
+        "emb_dim": 20,
+        "n_layers": 2,
+        "n_heads": 5,
+        "n_langs": 3,
+        "max_position_embeddings": 31,
+        "num_labels": 7,
+        "start_n_top": 4,
+        "end_n_top": 6,
+    },
 }
+OF_HEAD = {"XLMForQuestionAnsweringSimple": {"num_labels": 2}}
 
 
-def make_config(**settings):
-    return XGLMConfig(**{**SIZES, **settings})
+def make_config(head="XGLMForCausalLM", **settings):
+    family = next(name for name in TABLES if head in _classes(name))
+    return AutoConfig.for_model(family, **{**SIZES[family], **OF_HEAD.get(head, {}), **settings})
+
+
+def _classes(family):
+    table = table_of(family)
+    return (table.base, *table.heads)
 
 
 def make_arrays(config, head="XGLMForCausalLM", seed=0):
-    """Random values for every parameter, by canonical name."""
+    """Random values for every parameter but sinusoids, by canonical name."""
     rng = np.random.default_rng(seed)
     parameters = table_of(config.model_type).expand(config, head)
     return {
         name: rng.normal(0, 0.3, p.shape).astype(np.float32)
+        if p.init != "sinusoids"
+        else interleaved_sinusoids(*p.shape)
         for name, p in parameters.items()
         if p.tied_to is None
     }
@@ -52,7 +75,7 @@ def save(folder, arrays, config, head="XGLMForCausalLM", format="safetensors", *
 
 def make(folder, head="XGLMForCausalLM", format="safetensors", seed=0, **settings):
     """Write a checkpoint without any framework."""
-    config = make_config(**settings)
+    config = make_config(head, **settings)
     options = GenerationConfig(max_new_tokens=7, eos_token_id=2, pad_token_id=1)
     arrays = make_arrays(config, head, seed)
     return save(folder, arrays, config, head, format, generation_config=options)

@@ -87,7 +87,8 @@ def plan_loading(
             problems.append(f"misshapen: {found[0]} is {got}, the config asks for {want}")
     absent, new = _split_missing(table, parameters, missing)
     plan.new += new
-    problems = [f"missing: {name}" for name in absent] + problems
+    lost = table.h5_lost if spelling == "keras_h5" else {}
+    problems = [_missing(name, lost.get(name)) for name in absent] + problems
     known = _known_names(table, config, spelling)
     used = set(plan.sources.values()) | set(plan.dropped)
     for name in specs:
@@ -158,6 +159,10 @@ def _known_names(table: Table, config: Any, spelling: Spelling) -> dict[str, str
             for spelled in (name, _without_prefix(table, name)):
                 known[spelled if spelling == "canonical" else spelled.replace(".", "/")] = reason
     return known
+
+
+def _missing(name: str, why: str | None) -> str:
+    return f"missing: {name}" + (f" ({why})" if why else "")
 
 
 def _describe(head: str, problems: list[str]) -> str:

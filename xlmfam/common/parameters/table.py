@@ -82,6 +82,7 @@ class Parameter:
         padding_row: Index of the row that starts as zeros, or ``None``.
         trainable: False for what is stored but never learned.
         h5_name: Name in ``tf_model.h5`` without the model-instance component.
+        layer: Number of the layer that it is in; ``None`` outside of all layers.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Parameter:
     padding_row: int | None
     trainable: bool
     h5_name: str
+    layer: int | None
 
     @property
     def size(self) -> int:
@@ -130,6 +132,7 @@ class Table:
         indexed_sizes: Value of each size name that depends on the indices of the name too.
         h5_index: What stands between a list's name and the index in ``tf_model.h5``.
         h5_has_ties: Whether ``tf_model.h5`` lists a tied parameter again.
+        h5_lost: Names that the ``tf_model.h5`` of transformers lacks, with what can be done.
     """
 
     family: str
@@ -147,6 +150,7 @@ class Table:
     indexed_sizes: Mapping[str, Callable[[Any, dict[str, Any]], int]] = field(default_factory=dict)
     h5_index: str = "."
     h5_has_ties: bool = True
+    h5_lost: Mapping[str, str] = field(default_factory=dict)
 
     def check_class(self, head: str) -> None:
         """Raise ``XlmfamError`` unless ``head`` names a class of this family."""
@@ -209,6 +213,7 @@ class Table:
             padding_row=padding,
             trainable=row.trainable,
             h5_name=self._h5_name(row, values),
+            layer=values.get("layer"),
         )
 
     def _size(self, name: str, config: Any, values: dict[str, Any]) -> int:

@@ -179,6 +179,10 @@ XLM = Table(
     init_std=lambda config: config.init_std,
     h5_index="_._",
     h5_has_ties=False,
+    h5_lost={
+        "pred_layer.proj.weight": "transformers' TensorFlow files have no untied projection: take "
+        "another format, or tie_word_embeddings=True for what TensorFlow computes"
+    },
     rows=(
         *_transformer("transformer", _looks_at_source, ONE_TRANSFORMER),
         *_transformer("encoder", _never, TRANSLATION),
