@@ -11,6 +11,7 @@ from xlmfam.common.outputs import (
     OUTPUTS,
     BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPoolingAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
     GenerateOutput,
     MaskedLMOutput,
@@ -26,6 +27,7 @@ from xlmfam.common.outputs import (
 __all__ = [
     "BaseModelOutput",
     "BaseModelOutputWithPastAndCrossAttentions",
+    "BaseModelOutputWithPoolingAndCrossAttentions",
     "CausalLMOutputWithCrossAttentions",
     "GenerateOutput",
     "MaskedLMOutput",

@@ -320,9 +320,10 @@ class XLMPreTrainedModel(PreTrainedModel):
         train: bool,
         params: Params | None,
         dropout_rng: Array | None,
+        method: str | None = None,
         **own: Any,
     ) -> Any:
-        """Run the module on a checked call, with a head's ``own`` arguments."""
+        """Run the module (or a method of it) on a checked call, with a head's ``own`` arguments."""
         config = self.config
         if output_attentions is None:
             output_attentions = config.output_attentions
@@ -336,6 +337,7 @@ class XLMPreTrainedModel(PreTrainedModel):
             output_hidden_states=output_hidden_states,
             deterministic=not train,
             rngs=self._rngs(train, dropout_rng),
+            method=method,
         )
 
     def _dropout_rates(self) -> tuple[float, ...]:
