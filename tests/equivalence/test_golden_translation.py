@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
+from beam_rules import search
 from comparing import assert_close, assert_same_tokens
 from golden import arrays, cases, folder, gradient_scales, named, resolve
 from safetensors.numpy import load_file, save_file
@@ -215,3 +217,80 @@ def test_each_text_by_itself(backend, load):
         came = translate(backend, load(backend), {**case, "inputs": alone})
         expected = case["expected"]["sequences"][row][: case["expected"]["lengths"][row]]
         assert_same_tokens(came, [expected], f"{backend} row {row}")
+
+
+# ---- the rules of the beam ------------------------------------------------------------------
+
+EOS, LONGEST, WIDEST = 1, 9, 3
+# Of 30 texts those that end early under some of these options and later under others.
+SOURCES = np.random.default_rng(0).integers(6, 47, (30, 5))[[2, 5, 8, 16, 28]]
+RULES = [(2, 1.0, True), (2, 1.0, False), (3, 0.5, False), (3, 2.0, False), (3, 2.0, True)]
+
+
+@pytest.fixture(scope="module")
+def ending(tmp_path_factory):
+    """Weights that lean to the end token, so that beams finish at every length."""
+    path = tmp_path_factory.mktemp("ending")
+    make_config(architectures=[HEAD]).save_pretrained(path)
+    stored = load_file(folder(FAMILY) / SECTION["weights"])
+    stored["decoder.pred_layer.proj.bias"][EOS] += 1.5
+    save_file(stored, path / "model.safetensors")
+    return path
+
+
+def step_by_step(backend, model, source):
+    """Return what scores running texts: each from the start, in one shape, without a cache."""
+
+    @cache
+    def run(texts):
+        ids = np.full((WIDEST, LONGEST), 7)
+        ids[: len(texts), : len(texts[0])] = texts
+        inputs = {
+            "input_ids": np.tile(source, (WIDEST, 1)),
+            "decoder_input_ids": ids,
+            "decoder_attention_mask": np.ones_like(ids),
+        }
+        inputs |= {"langs": np.zeros((WIDEST, 1), int), "decoder_langs": np.full((WIDEST, 1), 2)}
+        logits = backend.call(model, inputs)["logits"]
+        scores = logits[: len(texts), len(texts[0]) - 1].astype(np.float64)
+        return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+
+    return lambda texts: run(tuple(map(tuple, texts.tolist())))
+
+
+@pytest.fixture(scope="module")
+def by_the_rules(ending):
+    """The texts that the rules give, by backend and options."""
+    made = {}
+
+    def get(backend, options):
+        if backend.name not in made:
+            model = backend.load(HEAD, ending)
+            made[backend.name] = model, [step_by_step(backend, model, text) for text in SOURCES]
+        model, scorers = made[backend.name]
+        return model, [search(scorer, EOS, LONGEST, *options) for scorer in scorers]
+
+    return get
+
+
+@pytest.mark.parametrize("options", RULES)
+def test_the_rules_of_the_beam(backend, by_the_rules, options):
+    model, texts = by_the_rules(backend, options)
+    beams, penalty, early = options
+    came = backend.generate(
+        model,
+        {"input_ids": SOURCES, "langs": np.zeros((len(SOURCES), 1), int)},
+        target_lang=2,
+        max_length=LONGEST,
+        num_beams=beams,
+        length_penalty=penalty,
+        early_stopping=early,
+    )
+    longest = max(len(text) for text in texts)
+    expected = [text + [2] * (longest - len(text)) for text in texts]
+    assert_same_tokens(came, expected, f"{backend} {options}")
+
+
+def test_every_option_of_the_beam_matters(backend, by_the_rules):
+    results = {str(by_the_rules(backend, options)[1]) for options in RULES}
+    assert len(results) == len(RULES)
