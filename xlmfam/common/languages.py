@@ -45,12 +45,19 @@ def known_languages(config: Any) -> str:
     return ", ".join(sorted(config.lang2id, key=lambda name: (config.lang2id[name], name)))
 
 
-def check_language_range(config: Any, least: int, most: int) -> None:
-    """Raise ``XlmfamError`` unless ids between ``least`` and ``most`` are languages."""
+def check_language_range(config: Any, least: int, most: int, name: str = "langs") -> None:
+    """Raise ``XlmfamError`` unless ids between ``least`` and ``most`` are languages.
+
+    Args:
+        config: Has ``uses_languages`` and ``n_langs``.
+        least: Smallest id.
+        most: Largest id.
+        name: Of the argument, for the message.
+    """
     if config.uses_languages and (least < 0 or most >= config.n_langs):
         wrong = least if least < 0 else most
         raise XlmfamError(
-            f"langs holds {wrong}; this model has {config.n_langs} languages: "
+            f"{name} holds {wrong}; this model has {config.n_langs} languages: "
             f"{known_languages(config)}"
         )
 

@@ -75,6 +75,28 @@ class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
     )
 
 
+class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
+    """Result of a base model with a pooling layer.
+
+    Fields:
+        last_hidden_state: (B, S, D).
+        pooler_output: (B, D), the first position through the pooling layer.
+        hidden_states: The embeddings and one (B, S, D) per layer.
+        past_key_values: Keys and values of a decoder, see the backend's ``cache`` module.
+        attentions: One (B, H, S, T) per layer.
+        cross_attentions: One (B, H, S, S_encoder) per layer.
+    """
+
+    fields = (
+        "last_hidden_state",
+        "pooler_output",
+        "hidden_states",
+        "past_key_values",
+        "attentions",
+        "cross_attentions",
+    )
+
+
 class CausalLMOutputWithCrossAttentions(ModelOutput):
     """Result of a causal language model.
 
@@ -231,6 +253,7 @@ class Seq2SeqLMOutput(ModelOutput):
 OUTPUTS: tuple[type[ModelOutput], ...] = (
     BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPoolingAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
     GenerateOutput,
     MaskedLMOutput,

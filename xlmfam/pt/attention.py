@@ -82,6 +82,7 @@ def attend(
     dropout: float = 0.0,
     head_mask: Tensor | None = None,
     need_weights: bool = False,
+    scores_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
 
@@ -94,13 +95,14 @@ def attend(
         dropout: Probability of dropping an attention weight.
         head_mask: (H,) factor of each head.
         need_weights: Return the weights; the fused kernel cannot.
+        scores_bias: (B, H, S, T) to add to the scores, which the fused kernel cannot learn.
 
     Returns:
         (B, H, S, K), and the (B, H, S, T) weights or ``None``.
     """
     if mask is not None and mask.blind is not None:
         query = query.masked_fill(mask.blind, 0.0)
-    if not need_weights and head_mask is None:
+    if not need_weights and head_mask is None and scores_bias is None:
         bias = None if mask is None else mask.bias
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=is_causal
@@ -109,6 +111,8 @@ def attend(
     if is_causal:
         mask = causal_mask(None, query.shape[2], key.shape[2], query.dtype, query.device)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if scores_bias is not None:
+        scores = scores + scores_bias
     if mask is not None:
         scores = scores + mask.bias
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)

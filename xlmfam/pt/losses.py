@@ -5,6 +5,8 @@ Shapes: B batch, S sequence, C choices, D width, V classes or vocabulary, N labe
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from xlmfam.common.checks import check_shape
 from xlmfam.common.configs import PretrainedConfig
 from xlmfam.common.errors import XlmfamError
+from xlmfam.common.languages import resolve_langs
 from xlmfam.pt.checks import check_range, is_cheap
 
 IGNORED = -100  # the label that does not count
@@ -69,6 +72,25 @@ def classification_loss(config: PretrainedConfig, logits: Tensor, labels: Tensor
         return F.mse_loss(logits.float(), labels.float().view(batch, width))
     check_shape("labels", labels, (batch, width))
     return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+
+
+def choice_langs(config: PretrainedConfig, langs: Any, batch: int, choices: int) -> Any:
+    """Return the languages of (B, C, S) texts for B * C rows.
+
+    Args:
+        config: The config.
+        langs: A name or id, one per sample, one per choice (B, C), or (B, C, S) ids.
+        batch: B.
+        choices: C.
+    """
+    langs = resolve_langs(config, langs)
+    if langs is None:
+        return None
+    langs = torch.as_tensor(langs)
+    if langs.dim() == 3:
+        return langs.flatten(0, 1)
+    check_shape("langs", langs, (batch, choices), (batch, 1), (1, 1))
+    return langs.expand(batch, choices).reshape(-1)
 
 
 def flat(values: Tensor | None) -> Tensor | None:

@@ -8,6 +8,7 @@ from xlmfam.common.outputs import (
     OUTPUTS,
     BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPoolingAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
     GenerateOutput,
     MaskedLMOutput,
@@ -23,6 +24,7 @@ from xlmfam.common.outputs import (
 __all__ = [
     "BaseModelOutput",
     "BaseModelOutputWithPastAndCrossAttentions",
+    "BaseModelOutputWithPoolingAndCrossAttentions",
     "CausalLMOutputWithCrossAttentions",
     "GenerateOutput",
     "MaskedLMOutput",

@@ -14,10 +14,17 @@ from torch import Tensor
 from xlmfam.common.checks import check_shape
 from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import XlmfamError
-from xlmfam.common.languages import resolve_langs
 from xlmfam.common.logging import get_logger
 from xlmfam.pt.linear import Linear
-from xlmfam.pt.losses import classification_loss, column, flat, inside, mean_loss, within
+from xlmfam.pt.losses import (
+    choice_langs,
+    classification_loss,
+    column,
+    flat,
+    inside,
+    mean_loss,
+    within,
+)
 from xlmfam.pt.outputs import (
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
@@ -504,22 +511,3 @@ class XLMForQuestionAnswering(XLMHead):
             "end_top_index": end_index.transpose(1, 2).flatten(1),
             "cls_logits": scorers.answer_class(hidden, mean_start, cls_index),
         }
-
-
-def choice_langs(config: XLMConfig, langs: Any, batch: int, choices: int) -> Any:
-    """Return the languages of (B, C, S) texts for B * C rows.
-
-    Args:
-        config: The config.
-        langs: See ``XLMForMultipleChoice.forward``.
-        batch: B.
-        choices: C.
-    """
-    langs = resolve_langs(config, langs)
-    if langs is None:
-        return None
-    langs = torch.as_tensor(langs)
-    if langs.dim() == 3:
-        return langs.flatten(0, 1)
-    check_shape("langs", langs, (batch, choices), (batch, 1), (1, 1))
-    return langs.expand(batch, choices).reshape(-1)

@@ -49,6 +49,7 @@ class Row:
         trainable: False for what is stored but never learned.
         h5_leaf: Last component in ``tf_model.h5`` where the kind does not tell.
         h5_path: The components before it as they are, where the name does not tell.
+        part: What it belongs to where that matters for freezing, e.g. ``"embeddings"``.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Row:
     trainable: bool = True
     h5_leaf: str | None = None
     h5_path: str | None = None
+    part: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class Parameter:
         trainable: False for what is stored but never learned.
         h5_name: Name in ``tf_model.h5`` without the model-instance component.
         layer: Number of the layer that it is in; ``None`` outside of all layers.
+        language: Code of the language that it is for; ``None`` for what serves all.
+        part: What it belongs to where that matters for freezing, or ``None``.
     """
 
     name: str
@@ -97,6 +101,8 @@ class Parameter:
     trainable: bool
     h5_name: str
     layer: int | None
+    language: str | None
+    part: str | None
 
     @property
     def size(self) -> int:
@@ -132,6 +138,7 @@ class Table:
         indexed_sizes: Value of each size name that depends on the indices of the name too.
         h5_index: What stands between a list's name and the index in ``tf_model.h5``.
         h5_has_ties: Whether ``tf_model.h5`` lists a tied parameter again.
+        headless: Names of further classes without a head, which lack some of the base's rows.
         h5_lost: Names that the ``tf_model.h5`` of transformers lacks, with what can be done.
     """
 
@@ -150,11 +157,12 @@ class Table:
     indexed_sizes: Mapping[str, Callable[[Any, dict[str, Any]], int]] = field(default_factory=dict)
     h5_index: str = "."
     h5_has_ties: bool = True
+    headless: tuple[str, ...] = ()
     h5_lost: Mapping[str, str] = field(default_factory=dict)
 
     def check_class(self, head: str) -> None:
         """Raise ``XlmfamError`` unless ``head`` names a class of this family."""
-        known = (self.base, *self.heads)
+        known = (self.base, *self.headless, *self.heads)
         if head not in known:
             raise XlmfamError(f"'{head}' is no class of family {self.family}: {', '.join(known)}")
 
@@ -197,7 +205,7 @@ class Table:
     def _parameter(self, row: Row, values: dict[str, Any], config: Any, head: str) -> Parameter:
         full_name = row.name.format(**values)
         name = full_name
-        if head == self.base:
+        if head == self.base or head in self.headless:
             name = full_name.removeprefix(self.prefix + ".")
         tied = row.tied_to.format(**values) if row.tied_to and self.ties(config) else None
         padding = getattr(config, row.padding_row) if row.padding_row else None
@@ -214,6 +222,8 @@ class Table:
             trainable=row.trainable,
             h5_name=self._h5_name(row, values),
             layer=values.get("layer"),
+            language=values.get("lang"),
+            part=row.part,
         )
 
     def _size(self, name: str, config: Any, values: dict[str, Any]) -> int:
@@ -227,7 +237,8 @@ class Table:
             path = row.name.rpartition(".")[0]
             path = re.sub(r"\.({\w+})", lambda match: f"\0{match.group(1)}", path)
             path = path.replace(".", "/").replace("\0", self.h5_index)
-        return f"{path.format(**values)}/{row.h5_leaf or H5_LEAF[row.kind]}"
+        leaf = H5_LEAF.get(row.kind, row.name.rpartition(".")[2])
+        return f"{path.format(**values)}/{row.h5_leaf or leaf}"
 
 
 INITIAL = {
