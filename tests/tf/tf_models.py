@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from xlmfam.tf import XGLMConfig
+from xlmfam import tf as xlm
+from xlmfam.tf import XGLMConfig, XLMConfig
 
 
 def tiny_config(**overrides):
@@ -26,3 +27,23 @@ def randomised(model, seed=0):
     for variable in model.trainable_variables:
         variable.assign(generator.normal(0, 0.3, variable.shape).astype("float32"))
     return model
+
+
+XLM_SIZES = {
+    "vocab_size": 53,
+    "emb_dim": 24,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_langs": 3,
+    "lang2id": {"de": 0, "en": 1, "fr": 2},
+    "max_position_embeddings": 37,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "summary_first_dropout": 0.0,
+}
+
+
+def build_xlm(class_name="XLMWithLMHeadModel", seed=0, dtype=None, **options):
+    """Return a tiny model of a class of XLM."""
+    config = XLMConfig(**{**XLM_SIZES, **options})
+    return randomised(getattr(xlm, class_name)(config, dtype=dtype), seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -240,7 +241,10 @@ class PreTrainedModel(TrainingMixin, keras.Model):
 
     def _remove(self, parameter: Parameter) -> None:
         owner, leaf = self._place(parameter)
+        # Keras collects garbage here, at every variable; it need not search all that there is.
+        gc.freeze()
         delattr(owner, leaf)
+        gc.unfreeze()
         # Whatever was traced reads the variable that is gone.
         self.train_function = self.test_function = self.predict_function = None
         self.forget_traces()

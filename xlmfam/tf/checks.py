@@ -11,7 +11,7 @@ from xlmfam.tf.attention import Tensor
 
 def is_cheap(values: Tensor) -> bool:
     """Whether there are values to look at: not in graphs, where they come later."""
-    return hasattr(values, "numpy") and 0 not in values.shape
+    return tf.executing_eagerly() and hasattr(values, "numpy") and 0 not in values.shape
 
 
 def least_and_most(values: Tensor) -> tuple[int, int]:

@@ -88,18 +88,22 @@ class XLMPreTrainedModel(PreTrainedModel):
         old = self.expected_parameters()
         before = [self.config.kept_heads(layer) for layer in range(self.config.n_layers)]
         self.config.prune(heads_to_prune)
-        for name, parameter in self.expected_parameters().items():
-            if parameter.shape == old[name].shape:
+        new = self.expected_parameters()
+        changed = {_module(name) for name in new if new[name].shape != old[name].shape}
+        for name, parameter in new.items():
+            if _module(name) not in changed:
                 continue
-            layer = next(int(part) for part in name.split(".") if part.isdigit())
-            kept = np.flatnonzero(np.isin(before[layer], self.config.kept_heads(layer)))
-            axis = parameter.axes.index("heads")
             value = relayout(as_array(self._variable(parameter)), parameter, "keras", "canonical")
-            each = (len(before[layer]), value.shape[axis] // len(before[layer]))
-            heads = value.reshape(*value.shape[:axis], *each, *value.shape[axis + 1 :])
-            chosen = heads.take(kept, axis).reshape(parameter.shape)
+            if parameter.shape != old[name].shape:
+                layer = next(int(part) for part in name.split(".") if part.isdigit())
+                kept = np.flatnonzero(np.isin(before[layer], self.config.kept_heads(layer)))
+                axis = parameter.axes.index("heads")
+                each = (len(before[layer]), value.shape[axis] // len(before[layer]))
+                heads = value.reshape(*value.shape[:axis], *each, *value.shape[axis + 1 :])
+                value = heads.take(kept, axis).reshape(parameter.shape)
+            # Also what stays as it is: in .keras files variables count by their order.
             self._remove(parameter)
-            self._create(parameter, relayout(chosen, parameter, "canonical", "keras").copy())
+            self._create(parameter, relayout(value, parameter, "canonical", "keras").copy())
 
     def _arguments(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return all arguments by name, in a form that Keras hands on as it is."""
@@ -201,8 +205,8 @@ class XLMModel(XLMPreTrainedModel):
         return self._finished(output, return_dict)
 
 
-class StatesOnly(dict):
-    """Inputs of a training step whose loss projects by itself, where there are labels."""
+# Among the inputs of a training step: the loss projects by itself, where there are labels.
+STATES_ONLY = "states_only"
 
 
 @keras.saving.register_keras_serializable("xlmfam")
@@ -359,8 +363,9 @@ class XLMWithLMHeadModel(GenerationMixin, FillMaskMixin, XLMPreTrainedModel):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; the first argument may be a dict or a list of the arguments."""
-        if args and isinstance(args[0], StatesOnly):
-            return self.transformer(**self._arguments((dict(args[0]),), kwargs))
+        if args and isinstance(args[0], dict) and STATES_ONLY in args[0]:
+            inputs = {name: value for name, value in args[0].items() if name != STATES_ONLY}
+            return self.transformer(**self._arguments((inputs,), kwargs))
         return super().__call__(*args, **kwargs)
 
     def loss_inputs(self, x: dict[str, Any], y: Any) -> dict[str, Any]:
@@ -368,7 +373,7 @@ class XLMWithLMHeadModel(GenerationMixin, FillMaskMixin, XLMPreTrainedModel):
         has_metrics = self._compile_metrics is not None
         if not self.uses_own_loss or has_metrics or not self.labelled_logits_only or y is None:
             return x
-        return StatesOnly(x)
+        return {**x, STATES_ONLY: True}
 
     def own_loss(self, output: Any, labels: Any, weights: Tensor | None) -> Tensor:
         """Return the mean loss of the labels."""
@@ -506,6 +511,10 @@ def labelled(hidden: Tensor, targets: Tensor, room: bool | int) -> tuple[Tensor,
     wanted = tf.where(tf.range(room) < number, tf.gather(flat, index), IGNORED)
     too_many = tf.where(number > room, float("nan"), 0.0)
     return tf.gather(states, index) + tf.cast(too_many, states.dtype), wanted, index
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _losses(logits: Tensor, targets: Tensor, room: bool | int) -> Tensor:

@@ -66,8 +66,16 @@ def span_losses(name: str, logits: Tensor, positions: Tensor, none: float = floa
     return choice_losses(logits, within(positions, sizes(logits)[1]), none)
 
 
-def weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
-    """Return the mean of (B,) losses, each times its weight."""
+def weighted_mean(losses: Tensor, weights: Any) -> Tensor:
+    """Return the mean of (B,) losses, each times its weight.
+
+    Args:
+        losses: (B,).
+        weights: (B,), or ``None``. Of several labels Keras makes a dict, with the same for each;
+            what differs is averaged.
+    """
+    if isinstance(weights, dict):
+        weights = sum(weights.values()) / len(weights)
     if weights is not None:
         losses = losses * tf.reshape(tf.cast(weights, losses.dtype), [-1])
     return tf.reduce_mean(losses)
