@@ -57,13 +57,14 @@ def adam():
 @pytest.mark.parametrize("class_name", HEADS)
 def test_every_head_fits(class_name):
     inputs, labels, options = HEADS[class_name]
-    model = build_xlm(class_name, **options)
+    model = build_xlm(class_name, n_layers=1, **options)
     model.compile(optimizer=adam())
     losses = [mean_loss(model, inputs, labels)]
     history = model.fit({**inputs, **labels}, epochs=4, batch_size=6, verbose=0)
     losses += history.history["loss"]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
     assert losses[-1] < 0.98 * losses[0]
+    model.compile(run_eagerly=True)  # what graphs do, fit has shown
     expected = mean_loss(model, inputs, labels)
     np.testing.assert_allclose(model.evaluate({**inputs, **labels}, verbose=0), expected, rtol=1e-4)
     output = model.predict({**inputs, **labels}, batch_size=4, verbose=0)
@@ -179,35 +180,23 @@ def test_nothing_to_learn_from(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy_name", ["float32", "mixed_bfloat16"])
-def test_xla_fits_with_room_for_labels(policy, policy_name):
+@pytest.mark.parametrize(
+    ("class_name", "policy_name"),
+    [(LM, "float32"), (LM, "mixed_bfloat16"), ("XLMForQuestionAnswering", "float32")],
+)
+def test_xla_and_recomputing_fit(policy, class_name, policy_name):
     policy(policy_name)
-    histories = []
-    for jit, room in ((False, True), (True, 16)):
-        model = build_xlm()
-        model.labelled_logits_only = room
-        model.compile(optimizer=adam(), jit_compile=jit)
-        data = {**INPUTS, "labels": LABELS}
-        history = model.fit(data, epochs=3, batch_size=6, shuffle=False, verbose=0)
-        histories.append(history.history["loss"])
-    np.testing.assert_allclose(*histories, rtol=1e-4 if policy_name == "float32" else 0.1)
-    assert histories[1][-1] < histories[1][0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("class_name", ["XLMForQuestionAnswering", "XLMForTokenClassification"])
-def test_xla_and_recomputing_fit_heads(class_name):
     inputs, labels, options = HEADS[class_name]
-    histories = []
-    for jit in (False, True):
-        model = build_xlm(class_name, **options)
-        if jit:
-            model.gradient_checkpointing_enable()
-        model.compile(optimizer=adam(), jit_compile=jit)
-        data = {**inputs, **labels}
-        history = model.fit(data, epochs=2, batch_size=6, shuffle=False, verbose=0)
-        histories.append(history.history["loss"])
-    np.testing.assert_allclose(*histories, rtol=1e-4)
+    model = build_xlm(class_name, n_layers=1, **options)
+    model.labelled_logits_only = 16
+    expected = mean_loss(model, inputs, labels)
+    model.gradient_checkpointing_enable()
+    model.compile(optimizer=adam(), jit_compile=True)
+    data = {**inputs, **labels}
+    losses = model.fit(data, epochs=3, batch_size=6, verbose=0).history["loss"]
+    np.testing.assert_allclose(losses[0], expected, rtol=1e-4 if policy_name == "float32" else 0.05)
+    assert losses[-1] < losses[0]
+    assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
 
 
 def test_words_that_come_twice_are_one_gradient():
