@@ -40,6 +40,7 @@ class PreTrainedModel(nn.Module):
     config_class: ClassVar[type[PretrainedConfig]]
     table_class: ClassVar[str]  # the name of the class in the parameter table
     base_model_prefix: ClassVar[str]
+    init_arguments: ClassVar[tuple[str, ...]] = ()  # of the class, beside the config
 
     def __init__(self, config: PretrainedConfig):
         super().__init__()
@@ -221,13 +222,14 @@ class PreTrainedModel(nn.Module):
         dtype = dtype_name(kwargs.pop("torch_dtype", kwargs.pop("dtype", None))) or "float32"
         device = torch.device(kwargs.pop("device", None) or "cpu")
         with_info = kwargs.pop("output_loading_info", False)
+        chosen = {name: kwargs.pop(name) for name in cls.init_arguments if name in kwargs}
         config = build_config(cls.config_class, pretrained_model_name_or_path, kwargs, hub)
         with torch.device("meta"):
-            model = cls(config)
+            model = cls(config, **chosen)
         with open_parameters(
             pretrained_model_name_or_path,
             config,
-            cls.table_class,
+            model.table_class,
             "canonical",
             dtype=dtype,
             **loading,

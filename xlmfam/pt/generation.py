@@ -29,7 +29,7 @@ MODEL_ARGUMENTS = (
     "head_mask",
     "cross_attn_head_mask",
 )
-PER_ROW_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask", "langs")
+PER_ROW_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask", "langs", "lang_ids")
 
 
 class GenerationMixin:

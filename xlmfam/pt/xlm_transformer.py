@@ -355,7 +355,8 @@ class XLMModel(XLMPreTrainedModel):
         langs = torch.as_tensor(langs, device=device)
         check_shape("langs", langs, *((b, s) for b in (batch, 1) for s in (width, 1)))
         if is_cheap(langs):
-            check_language_range(self.config, *(int(value) for value in torch.aminmax(langs)))
+            least, most = map(int, torch.aminmax(langs))
+            check_language_range(self.config, least, most)
         return langs
 
     def _mask(self, text: Text) -> tuple[Mask | None, bool]:

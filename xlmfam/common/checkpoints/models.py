@@ -226,7 +226,7 @@ def save_parameters(
         for name, parameter in stored.items()
     }
     saved_config = type(config).from_dict(config.to_dict())
-    saved_config.architectures = [head]
+    saved_config.architectures = [head.partition("(")[0]]
     saved_config.torch_dtype = specs[next(iter(specs))].dtype.name
     extra = {**(extra_files or {}), "config.json": saved_config.to_json_string()}
     if generation_config is not None:
@@ -239,7 +239,7 @@ def save_parameters(
         format=format,
         max_shard_size=max_shard_size,
         extra_files=extra,
-        architecture=head,
+        architecture=head.partition("(")[0],
         progress=progress,
         replaces=replaces,
     )

@@ -131,17 +131,22 @@ def _without_prefix(table: Table, name: str) -> str:
 def _split_missing(
     table: Table, parameters: Mapping[str, Parameter], missing: list[str]
 ) -> tuple[list[str], list[str]]:
-    """Split into names that must be there and a head's own that may start anew, all or none."""
+    """Split into names that must be there and those that may start anew, all or none of a kind.
+
+    A head's own may start anew, and so may what not every checkpoint of the family has.
+    """
+    free = {name: p for name, p in parameters.items() if p.tied_to is None}
+    optional = [name for name, p in free.items() if p.optional]
     own = [
         name
-        for name, parameter in parameters.items()
-        if not parameter.full_name.startswith(table.prefix + ".") and parameter.tied_to is None
+        for name, p in free.items()
+        if not p.full_name.startswith(table.prefix + ".") and not p.optional
     ]
     # Where nothing is the base's, there is no head that could start anew.
-    has_base = any(p.full_name.startswith(table.prefix + ".") for p in parameters.values())
-    if has_base and own and set(own) <= set(missing):
-        return [name for name in missing if name not in own], own
-    return missing, []
+    if len(own) == len(free):
+        return missing, []
+    new = [name for kind in (own, optional) if set(kind) <= set(missing) for name in kind]
+    return [name for name in missing if name not in new], new
 
 
 def _known_names(table: Table, config: Any, spelling: Spelling) -> dict[str, str]:
@@ -154,6 +159,9 @@ def _known_names(table: Table, config: Any, spelling: Spelling) -> dict[str, str
                 known[name] = f"tied to {parameter.tied_to}"
             elif not parameter.full_name.startswith(table.prefix + "."):
                 known.setdefault(name, f"belongs to {head}")
+            elif parameter.optional:
+                for spelled in (name, _without_prefix(table, name)):
+                    known.setdefault(spelled, f"belongs to {head}")
     for template, reason in table.ignored:
         for name in table.expand_names(template, config):
             for spelled in (name, _without_prefix(table, name)):

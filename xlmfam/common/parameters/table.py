@@ -41,6 +41,7 @@ class Row:
         when: The row exists only where this holds for the config.
         heads: Names of the classes that have it; ``None`` means all of the family.
         tied_to: Template of the parameter that this one shares, while ``ties`` holds.
+        always_tied: It shares it whatever the config says.
         init: ``"normal"``, ``"zeros"``, ``"ones"`` or ``"sinusoids"``; ``None`` follows from
             the kind.
         std: Name of the config field with the standard deviation of ``"normal"`` values;
@@ -50,6 +51,7 @@ class Row:
         h5_leaf: Last component in ``tf_model.h5`` where the kind does not tell.
         h5_path: The components before it as they are, where the name does not tell.
         part: What it belongs to where that matters for freezing, e.g. ``"embeddings"``.
+        optional: Checkpoints of the family may lack it; it then starts anew.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Row:
     when: Callable[[Any], bool] | None = None
     heads: frozenset[str] | None = None
     tied_to: str | None = None
+    always_tied: bool = False
     init: str | None = None
     std: str | None = None
     padding_row: str | None = None
@@ -66,6 +69,7 @@ class Row:
     h5_leaf: str | None = None
     h5_path: str | None = None
     part: str | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class Parameter:
         layer: Number of the layer that it is in; ``None`` outside of all layers.
         language: Code of the language that it is for; ``None`` for what serves all.
         part: What it belongs to where that matters for freezing, or ``None``.
+        optional: Checkpoints of the family may lack it; it then starts anew.
     """
 
     name: str
@@ -103,6 +108,7 @@ class Parameter:
     layer: int | None
     language: str | None
     part: str | None
+    optional: bool
 
     @property
     def size(self) -> int:
@@ -207,7 +213,8 @@ class Table:
         name = full_name
         if head == self.base or head in self.headless:
             name = full_name.removeprefix(self.prefix + ".")
-        tied = row.tied_to.format(**values) if row.tied_to and self.ties(config) else None
+        ties = row.always_tied or self.ties(config)
+        tied = row.tied_to.format(**values) if row.tied_to and ties else None
         padding = getattr(config, row.padding_row) if row.padding_row else None
         return Parameter(
             name=name,
@@ -224,6 +231,7 @@ class Table:
             layer=values.get("layer"),
             language=values.get("lang"),
             part=row.part,
+            optional=row.optional,
         )
 
     def _size(self, name: str, config: Any, values: dict[str, Any]) -> int:
