@@ -20,6 +20,7 @@ _EXPORTS = {
     "XGLMTokenizer": "xlmfam.common.tokenizers",
     "XGLMTokenizerFast": "xlmfam.common.tokenizers",
     "XLMConfig": "xlmfam.common.configs",
+    "XmodConfig": "xlmfam.common.configs",
     "XLMTokenizer": "xlmfam.common.tokenizers",
 }
 

@@ -10,14 +10,20 @@ from xlmfam.common.configs import AutoConfig, PretrainedConfig
 from xlmfam.common.configs.base import pop_hub_arguments
 from xlmfam.common.errors import ConfigError
 
-MODELS = {"xglm": "XGLMModel", "xlm": "XLMModel"}
-CAUSAL_LMS = {"xglm": "XGLMForCausalLM", "xlm": "XLMWithLMHeadModel"}
-MASKED_LMS = {"xlm": "XLMWithLMHeadModel"}
+MODELS = {"xglm": "XGLMModel", "xlm": "XLMModel", "xmod": "XmodModel"}
+CAUSAL_LMS = {"xglm": "XGLMForCausalLM", "xlm": "XLMWithLMHeadModel", "xmod": "XmodForCausalLM"}
+MASKED_LMS = {"xlm": "XLMWithLMHeadModel", "xmod": "XmodForMaskedLM"}
 PRETRAINING = {**CAUSAL_LMS, **MASKED_LMS}
-SEQUENCE_CLASSIFIERS = {"xlm": "XLMForSequenceClassification"}
-MULTIPLE_CHOICE = {"xlm": "XLMForMultipleChoice"}
-TOKEN_CLASSIFIERS = {"xlm": "XLMForTokenClassification"}
-QUESTION_ANSWERING = {"xlm": "XLMForQuestionAnsweringSimple"}
+SEQUENCE_CLASSIFIERS = {
+    "xlm": "XLMForSequenceClassification",
+    "xmod": "XmodForSequenceClassification",
+}
+MULTIPLE_CHOICE = {"xlm": "XLMForMultipleChoice", "xmod": "XmodForMultipleChoice"}
+TOKEN_CLASSIFIERS = {"xlm": "XLMForTokenClassification", "xmod": "XmodForTokenClassification"}
+QUESTION_ANSWERING = {
+    "xlm": "XLMForQuestionAnsweringSimple",
+    "xmod": "XmodForQuestionAnswering",
+}
 SEQ2SEQ_LMS = {"xlm": "XLMEncoderDecoder"}
 
 

@@ -43,6 +43,15 @@ _EXPORTS = {
     "XLMModel": "xlmfam.pt.xlm",
     "XLMPreTrainedModel": "xlmfam.pt.xlm",
     "XLMWithLMHeadModel": "xlmfam.pt.xlm",
+    "XmodConfig": "xlmfam.common.configs",
+    "XmodForCausalLM": "xlmfam.pt.xmod",
+    "XmodForMaskedLM": "xlmfam.pt.xmod",
+    "XmodForMultipleChoice": "xlmfam.pt.xmod_heads",
+    "XmodForQuestionAnswering": "xlmfam.pt.xmod_heads",
+    "XmodForSequenceClassification": "xlmfam.pt.xmod_heads",
+    "XmodForTokenClassification": "xlmfam.pt.xmod_heads",
+    "XmodModel": "xlmfam.pt.xmod",
+    "XmodPreTrainedModel": "xlmfam.pt.xmod",
 }
 
 __all__ = sorted(_EXPORTS)
