@@ -6,6 +6,7 @@ E encoder sequence, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from xlmfam.pt.cache import KeyValueCache, past_length
 from xlmfam.pt.checks import check_range, is_cheap, known_to_be_full
 from xlmfam.pt.linear import Linear
 from xlmfam.pt.outputs import BaseModelOutputWithPoolingAndCrossAttentions
-from xlmfam.pt.xmod_modules import Languages, XmodEmbeddings, XmodLayer
+from xlmfam.pt.xmod_modules import Languages, XmodAdapter, XmodEmbeddings, XmodLayer
 
 logger = get_logger(__name__)
 
@@ -52,6 +53,10 @@ class XmodPreTrainedModel(PreTrainedModel):
         """Replace the token embedding and what is tied to it."""
         self.roberta.embeddings.word_embeddings = value
         self.tie_weights()
+
+    def _layers(self) -> Any:
+        base: Any = self.base_model
+        return base.encoder.layer
 
     def set_default_language(self, language: str) -> None:
         """Let inputs that do not say their language be in ``language``, a code.
@@ -83,6 +88,48 @@ class XmodPreTrainedModel(PreTrainedModel):
         for name, parameter in self.expected_parameters().items():
             learns = parameter.part == "embeddings" or parameter.language == language
             self.get_parameter(name).requires_grad_(learns)
+
+    def add_language(self, code: str, init_from: str = "random") -> None:
+        """Give every layer an adapter for another language (section 3.3 of the paper).
+
+        Args:
+            code: The language's code; it comes last in ``config.languages``.
+            init_from: ``random``, the ``mean`` of all adapters, or the language to copy.
+
+        Raises:
+            XlmfamError: For a code that is there already, and a beginning that is not.
+        """
+        self.config.check_new_language(code, init_from)
+        others = self.config.languages
+        self.config.languages = [*others, code]
+        for layer in self._layers():
+            adapters = layer.output.adapter_modules
+            adapters[code] = XmodAdapter(self.config).to(self.device, self.dtype)
+            adapters[code].train(self.training)
+            if init_from == "random":
+                continue
+            sources = others if init_from == "mean" else [init_from]
+            with torch.no_grad():
+                for name, value in adapters[code].named_parameters():
+                    every = [adapters[source].get_parameter(name) for source in sources]
+                    value.copy_(torch.stack(every).mean(0))
+        if init_from == "random":
+            added = self.expected_parameters().items()
+            self.init_weights([name for name, p in added if p.language == code])
+
+    def remove_languages(self, codes: Sequence[str]) -> None:
+        """Take the adapters of some languages out.
+
+        Raises:
+            XlmfamError: When one of them is not there, or none would stay.
+        """
+        codes = [codes] if isinstance(codes, str) else list(codes)
+        self.config.languages = self.config.without(codes)
+        if self.config.default_language in codes:
+            self.config.default_language = None
+        for layer in self._layers():
+            for code in codes:
+                del layer.output.adapter_modules[code]
 
 
 class XmodPooler(nn.Module):

@@ -21,6 +21,7 @@ from xlmfam.common.generation import GENERATION_CONFIG_NAME, GenerationConfig
 from xlmfam.common.logging import get_logger
 from xlmfam.common.logging import progress as progress_bar
 from xlmfam.common.parameters import (
+    OTHER_LANGUAGE,
     LoadPlan,
     Parameter,
     Spelling,
@@ -158,7 +159,8 @@ def as_dtype(name: str) -> np.dtype:
 def report(head: str, plan: LoadPlan) -> None:
     """Say what was not read and what starts anew."""
     for name, reason in plan.dropped.items():
-        level = logger.info if reason.startswith("tied") else logger.warning
+        expected = reason.startswith("tied") or reason == OTHER_LANGUAGE
+        level = logger.info if expected else logger.warning
         level("not read: %s (%s)", name, reason)
     if plan.new:
         logger.warning("new in %s, to be trained: %s", head, ", ".join(plan.new))
@@ -318,4 +320,8 @@ def build_config(config_class: Any, name_or_path: str | os.PathLike, kwargs: dic
             f"from_pretrained has no argument and {type(config).__name__} no setting called "
             f"{', '.join(unknown)}"
         )
-    return config_class.from_dict(config.to_dict(), **kwargs) if kwargs else config
+    if not kwargs:
+        return config
+    changed = config_class.from_dict(config.to_dict(), **kwargs)
+    changed._stored = config
+    return changed

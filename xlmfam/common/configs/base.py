@@ -92,6 +92,8 @@ class PretrainedConfig:
     """
 
     model_type: ClassVar[str] = ""
+    # The config of the files that a model is being read from, where settings were overridden.
+    _stored: PretrainedConfig | None = None
     attribute_map: ClassVar[dict[str, str]] = {}
     torch_dtype: str | None
     pruned_heads: dict[int, list[int]]

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from xlmfam.common.activations import ACTIVATIONS
 from xlmfam.common.configs.base import PretrainedConfig
-from xlmfam.common.errors import ConfigError
+from xlmfam.common.errors import ConfigError, XlmfamError
 
+BEGINNINGS = ("random", "mean")  # of a new adapter
 POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
 
 
@@ -139,6 +140,33 @@ class XmodConfig(PretrainedConfig):
     def uses_languages(self) -> bool:
         """Whether tokens have a language: they always do."""
         return True
+
+    def check_new_language(self, code: str, init_from: str) -> None:
+        """Raise ``XlmfamError`` unless ``code`` can be added, its adapter begun as said."""
+        if code in self.languages:
+            raise XlmfamError(f"there is a language {code!r} already")
+        if not isinstance(code, str) or not code or set("./") & set(code):
+            raise XlmfamError(f"a language code is a string without '.' and '/', got {code!r}")
+        if init_from not in (*BEGINNINGS, *self.languages):
+            raise XlmfamError(
+                f"init_from must be one of {', '.join(BEGINNINGS)} or a language that there is: "
+                f"{', '.join(self.languages)}; got {init_from!r}"
+            )
+
+    def without(self, codes: Sequence[str]) -> list[str]:
+        """Return the languages that stay when ``codes`` go.
+
+        Raises:
+            XlmfamError: When one of them is not there, or none would stay.
+        """
+        unknown = [code for code in codes if code not in self.languages]
+        if unknown:
+            known = ", ".join(self.languages)
+            raise XlmfamError(f"unknown language {unknown[0]!r}; this model knows {known}")
+        kept = [code for code in self.languages if code not in codes]
+        if not kept:
+            raise XlmfamError("one language at least must stay")
+        return kept
 
     def validate(self) -> None:
         """Check the values against each other (see the base class)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from xlmfam.common.errors import XlmfamError
-from xlmfam.common.parameters.matching import LoadPlan, plan_loading
+from xlmfam.common.parameters.matching import OTHER_LANGUAGE, LoadPlan, plan_loading
 from xlmfam.common.parameters.sharding import linear_styles, partition
 from xlmfam.common.parameters.spelling import (
     Spelling,
@@ -23,6 +23,7 @@ TABLES = {
 }
 
 __all__ = [
+    "OTHER_LANGUAGE",
     "Kind",
     "LoadPlan",
     "Parameter",

@@ -11,6 +11,7 @@ from xlmfam.common.parameters.spelling import Spelling, layout_shape, spell
 from xlmfam.common.parameters.table import Parameter, Table
 
 MOST_NAMES_SHOWN = 20
+OTHER_LANGUAGE = "its language was not asked for"
 
 
 class HasShape(Protocol):
@@ -162,6 +163,12 @@ def _known_names(table: Table, config: Any, spelling: Spelling) -> dict[str, str
             elif parameter.optional:
                 for spelled in (name, _without_prefix(table, name)):
                     known.setdefault(spelled, f"belongs to {head}")
+    if config._stored is not None:
+        # Adapters of languages that the file has and the caller does not want are never read.
+        for parameter in table.expand(config._stored, table.base).values():
+            if parameter.language is not None:
+                for prefixed in (True, False):
+                    known.setdefault(spell(parameter, spelling, prefixed), OTHER_LANGUAGE)
     for template, reason in table.ignored:
         for name in table.expand_names(template, config):
             for spelled in (name, _without_prefix(table, name)):
