@@ -80,13 +80,13 @@ def convert(
     get_format(to)
     parse_size(max_shard_size)
     kind = None if dtype is None else as_dtype(dtype)
-    _check_target(source, target, overwrite)
+    check_target(source, target, overwrite)
     with recognise(source, head=head, format=source_format, **hub) as checkpoint:
-        reader = _reader(checkpoint, kind)
+        reader = checked_reader(checkpoint, kind)
         specs = checkpoint.source.specs()
         stored = {name: specs[spelled].dtype for name, spelled in reader.plan.sources.items()}
-        copied = _tokenizer_files(source, checkpoint.config.model_type, hub)
-        has_options = resolve_file(_folder(source), GENERATION_CONFIG_NAME, **hub) is not None
+        copied = tokenizer_files(source, checkpoint.config.model_type, hub)
+        has_options = resolve_file(folder_of(source), GENERATION_CONFIG_NAME, **hub) is not None
         options = load_generation_config(source, checkpoint.config, **hub) if has_options else None
         total = sum(p.size for p in reader.parameters.values())
         with _bar(total * (kind or DTYPES["float32"]).itemsize, progress) as tell:
@@ -124,9 +124,10 @@ def convert(
         )
 
 
-def _check_target(
+def check_target(
     source: str | os.PathLike[str], target: str | os.PathLike[str], overwrite: bool
 ) -> None:
+    """Raise ``CheckpointError`` unless ``target`` is a folder that may be written."""
     path = Path(target).expanduser()
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"target {path} is a file; it must be a folder")
@@ -144,8 +145,8 @@ def _check_target(
         )
 
 
-def _reader(checkpoint: OpenCheckpoint, kind: np.dtype | None) -> ParameterReader:
-    """The weights, checked against the table, in canonical layout."""
+def checked_reader(checkpoint: OpenCheckpoint, kind: np.dtype | None) -> ParameterReader:
+    """Return the weights, checked against the table, in canonical layout."""
     plan = checkpoint.plan()
     if plan.new:
         raise CheckpointError(
@@ -164,7 +165,8 @@ def _reader(checkpoint: OpenCheckpoint, kind: np.dtype | None) -> ParameterReade
     return ParameterReader(parameters, plan, checkpoint.source, "canonical", kind)
 
 
-def _folder(source: str | os.PathLike[str]) -> str:
+def folder_of(source: str | os.PathLike[str]) -> str:
+    """Return the folder of a file of weights, or the source as it is."""
     path = Path(source).expanduser()
     return os.fspath(path.parent if path.is_file() else source)
 
@@ -180,10 +182,13 @@ def _tokenizer_names(family: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _tokenizer_files(
+def tokenizer_files(
     source: str | os.PathLike[str], family: str, hub: dict[str, Any]
 ) -> dict[str, Path]:
-    found = {name: resolve_file(_folder(source), name, **hub) for name in _tokenizer_names(family)}
+    """Return the tokenizer's files of a checkpoint, by name."""
+    found = {
+        name: resolve_file(folder_of(source), name, **hub) for name in _tokenizer_names(family)
+    }
     return {name: path for name, path in found.items() if path is not None}
 
 

@@ -111,6 +111,12 @@ class Parameter:
     optional: bool
 
     @property
+    def place(self) -> str:
+        """The full name with a star for its language: equal in all languages' adapters."""
+        parts = self.full_name.split(".")
+        return ".".join("*" if part == self.language else part for part in parts)
+
+    @property
     def size(self) -> int:
         """Number of values."""
         result = 1
