@@ -20,30 +20,17 @@ from xlmfam.common.errors import ConfigError, XlmfamError
 from xlmfam.common.fill_mask import FillMaskMixin
 from xlmfam.common.languages import resolve_langs
 from xlmfam.common.parameters import relayout
-from xlmfam.tf.attention import Tensor, sizes
+from xlmfam.tf.attention import Tensor
 from xlmfam.tf.base import PreTrainedModel, as_array
 from xlmfam.tf.cache import DictCache, KeyValueCache
-from xlmfam.tf.checks import is_cheap
 from xlmfam.tf.generation import GenerationMixin
-from xlmfam.tf.layers import (
-    IGNORED,
-    Embedding,
-    label_losses,
-    label_weights,
-    mean_label_loss,
-    shifted,
-    spread,
-    text_positions,
-    token_losses,
-    without_ignored,
-)
+from xlmfam.tf.layers import Embedding, text_positions, without_ignored
+from xlmfam.tf.losses import LabelledLogitsMixin, labelled, labelled_losses
 from xlmfam.tf.outputs import (
     BaseModelOutput,
-    BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
 )
-from xlmfam.tf.training import main_output
 from xlmfam.tf.xlm_modules import XLMPredLayer
 from xlmfam.tf.xlm_transformer import Past, XLMTransformer
 
@@ -205,12 +192,8 @@ class XLMModel(XLMPreTrainedModel):
         return self._finished(output, return_dict)
 
 
-# Among the inputs of a training step: the loss projects by itself, where there are labels.
-STATES_ONLY = "states_only"
-
-
 @keras.saving.register_keras_serializable("xlmfam")
-class XLMWithLMHeadModel(GenerationMixin, FillMaskMixin, XLMPreTrainedModel):
+class XLMWithLMHeadModel(LabelledLogitsMixin, GenerationMixin, FillMaskMixin, XLMPreTrainedModel):
     """XLM with the vocabulary projection, tied to the token embedding by default.
 
     ``fit`` and ``evaluate``, with the model's own loss and no metrics, compute logits only where
@@ -228,7 +211,6 @@ class XLMWithLMHeadModel(GenerationMixin, FillMaskMixin, XLMPreTrainedModel):
 
     table_class = "XLMWithLMHeadModel"
     generation_arguments = ("langs", "head_mask")
-    labelled_logits_only: bool | int = True
 
     def __init__(self, config: XLMConfig, dtype: Any = None, **kwargs: Any):
         super().__init__(config, dtype, **kwargs)
@@ -328,12 +310,15 @@ class XLMWithLMHeadModel(GenerationMixin, FillMaskMixin, XLMPreTrainedModel):
             training=training,
         )
         hidden = output.last_hidden_state
-        targets = None if labels is None else self._targets(labels)
+        targets = None if labels is None else self.targets(labels)
         if labelled_logits_only and targets is not None:
             hidden, targets, _ = labelled(hidden, targets, labelled_logits_only)
         logits = self.project(hidden[:, -1:] if last_logits_only else hidden)
+        losses = None
+        if targets is not None:
+            losses = labelled_losses(logits, targets, labelled_logits_only)
         fields = {
-            "loss": None if targets is None else _losses(logits, targets, labelled_logits_only),
+            "loss": losses,
             "logits": logits,
             "hidden_states": output.hidden_states,
             "attentions": output.attentions,
@@ -355,40 +340,14 @@ class XLMWithLMHeadModel(GenerationMixin, FillMaskMixin, XLMPreTrainedModel):
         if isinstance(cache, KeyValueCache) or (cache and cache.values.get("slen")):
             raise XlmfamError("labels need the whole text at once: leave the filled cache out")
 
-    def _targets(self, labels: Tensor) -> Tensor:
-        """Return (B, T): what each position is to predict."""
-        return shifted(labels) if self.config.is_causal else labels
+    @property
+    def shifts_labels(self) -> bool:
+        """Whether a position predicts the next label rather than its own."""
+        return self.config.is_causal
 
-    # ---- training -----------------------------------------------------------------------
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model; the first argument may be a dict or a list of the arguments."""
-        if args and isinstance(args[0], dict) and STATES_ONLY in args[0]:
-            inputs = {name: value for name, value in args[0].items() if name != STATES_ONLY}
-            return self.transformer(**self._arguments((inputs,), kwargs))
-        return super().__call__(*args, **kwargs)
-
-    def loss_inputs(self, x: dict[str, Any], y: Any) -> dict[str, Any]:
-        """Return the arguments, marked where nobody but the loss looks at logits."""
-        has_metrics = self._compile_metrics is not None
-        if not self.uses_own_loss or has_metrics or not self.labelled_logits_only or y is None:
-            return x
-        return {**x, STATES_ONLY: True}
-
-    def own_loss(self, output: Any, labels: Any, weights: Tensor | None) -> Tensor:
-        """Return the mean loss of the labels."""
-        targets = self._targets(tf.convert_to_tensor(labels))
-        weights = label_weights(weights, is_shifted=self.config.is_causal)
-        if not isinstance(output, BaseModelOutput | BaseModelOutputWithPastAndCrossAttentions):
-            return mean_label_loss(main_output(output), targets, weights)
-        states, room = output.last_hidden_state, self.labelled_logits_only
-        if room is True and self.jit_compile:  # no shapes that depend on values
-            return mean_label_loss(self.project(states), targets, weights)
-        chosen, wanted, index = labelled(states, targets, room)
-        if weights is not None:
-            weights = tf.broadcast_to(weights, tf.shape(targets))
-            weights = tf.gather(tf.reshape(weights, [-1]), index)
-        return mean_label_loss(self.project(chosen), wanted, weights)
+    def states(self, **arguments: Any) -> Any:
+        """Run what stands below the projection."""
+        return self.transformer(**arguments)
 
     # ---- generation and filling in ------------------------------------------------------
 
@@ -485,43 +444,8 @@ class XLMWithLMHeadModel(GenerationMixin, FillMaskMixin, XLMPreTrainedModel):
         return tf.nn.softmax(tf.cast(logits, tf.float32)).numpy()
 
 
-def labelled(hidden: Tensor, targets: Tensor, room: bool | int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the states and targets of the positions that have a label, and their numbers.
-
-    Args:
-        hidden: (B, T, D).
-        targets: (B, T).
-        room: N, or ``True`` for as many as there are.
-
-    Returns:
-        (N, D); (N,), -100 beyond the labels; and (N,), of B * T positions in a row.
-    """
-    flat = tf.reshape(targets, [-1])
-    states = tf.reshape(hidden, [-1, sizes(hidden)[-1]])
-    counts = flat != IGNORED
-    if room is True:
-        index = tf.where(counts)[:, 0]
-        return tf.gather(states, index), tf.gather(flat, index), index
-    number = tf.reduce_sum(tf.cast(counts, tf.int32))
-    if is_cheap(targets) and int(number) > room:
-        raise XlmfamError(f"labelled_logits_only={room}, and there are {int(number)} labels")
-    first = tf.argsort(tf.cast(~counts, tf.int32), stable=True)[:room]
-    # A batch may have fewer positions than there is room.
-    index = tf.reshape(tf.pad(first, [[0, room - tf.size(first)]]), [room])
-    wanted = tf.where(tf.range(room) < number, tf.gather(flat, index), IGNORED)
-    too_many = tf.where(number > room, float("nan"), 0.0)
-    return tf.gather(states, index) + tf.cast(too_many, states.dtype), wanted, index
-
-
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _losses(logits: Tensor, targets: Tensor, room: bool | int) -> Tensor:
-    """Return (N,) losses of the targets that count; see ``labelled_logits_only``."""
-    if room is False or room is True:
-        return label_losses(logits, targets)
-    return spread(token_losses(logits, targets), targets != IGNORED)
 
 
 TFXLMPreTrainedModel = XLMPreTrainedModel

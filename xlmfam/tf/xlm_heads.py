@@ -15,7 +15,6 @@ import tensorflow as tf
 from xlmfam.common.checks import check_shape
 from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import XlmfamError
-from xlmfam.common.languages import resolve_langs
 from xlmfam.common.logging import get_logger
 from xlmfam.tf.attention import Tensor, sizes
 from xlmfam.tf.checks import check_range
@@ -26,6 +25,16 @@ from xlmfam.tf.layers import (
     mean_label_loss,
     token_losses,
 )
+from xlmfam.tf.losses import (
+    choice_langs,
+    choice_losses,
+    classification_losses,
+    column,
+    flat,
+    needs_all,
+    span_losses,
+    weighted_mean,
+)
 from xlmfam.tf.outputs import (
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
@@ -35,13 +44,6 @@ from xlmfam.tf.outputs import (
 )
 from xlmfam.tf.training import main_output
 from xlmfam.tf.xlm import XLMPreTrainedModel
-from xlmfam.tf.xlm_losses import (
-    choice_losses,
-    classification_losses,
-    column,
-    span_losses,
-    weighted_mean,
-)
 from xlmfam.tf.xlm_modules import BeamAnswers, SequenceSummary, take_positions
 from xlmfam.tf.xlm_transformer import Past
 
@@ -216,14 +218,14 @@ class XLMForMultipleChoice(XLMPreTrainedModel):
         batch, choices = sizes(given)[:2]
         check_shape("labels", labels, (given.shape[0],))
         output = self.transformer(
-            input_ids=_flat(input_ids),
-            attention_mask=_flat(attention_mask),
+            input_ids=flat(input_ids),
+            attention_mask=flat(attention_mask),
             langs=choice_langs(self.config, langs, given),
-            token_type_ids=_flat(token_type_ids),
-            position_ids=_flat(position_ids),
+            token_type_ids=flat(token_type_ids),
+            position_ids=flat(position_ids),
             cache=cache,
             head_mask=head_mask,
-            inputs_embeds=_flat(inputs_embeds),
+            inputs_embeds=flat(inputs_embeds),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             training=training,
@@ -595,33 +597,6 @@ class XLMForQuestionAnswering(XLMPreTrainedModel):
         }
 
 
-def choice_langs(config: XLMConfig, langs: Any, given: Tensor) -> Any:
-    """Return the languages of (B, C, S) texts for B * C rows.
-
-    Args:
-        config: The config.
-        langs: See ``XLMForMultipleChoice.call``.
-        given: (B, C, S) ids, or (B, C, S, D).
-    """
-    langs = resolve_langs(config, langs)
-    if langs is None:
-        return None
-    langs = tf.convert_to_tensor(langs)
-    if len(langs.shape) == 3:
-        return _flat(langs)
-    batch, choices = given.shape[:2]
-    check_shape("langs", langs, (batch, choices), (batch, 1), (1, 1))
-    return tf.reshape(tf.broadcast_to(langs, sizes(given)[:2]), [-1, 1])
-
-
-def needs_all(labels: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return a dict of labels; raise ``XlmfamError`` unless all names are in it."""
-    missing = [name for name in names if not isinstance(labels, dict) or labels.get(name) is None]
-    if missing:
-        raise XlmfamError(f"the loss needs {' and '.join(missing)} too")
-    return labels
-
-
 def _probabilities(scores: Tensor) -> Tensor:
     return tf.nn.softmax(tf.cast(scores, tf.float32))
 
@@ -630,11 +605,6 @@ def _by_rank(values: Tensor) -> Tensor:
     """Return (B, M * K) of (B, K, M)."""
     _, starts, ends = values.shape
     return tf.reshape(tf.transpose(values, [0, 2, 1]), [-1, starts * ends])
-
-
-def _flat(values: Tensor | None) -> Tensor | None:
-    """Return (B * C, ...) of (B, C, ...)."""
-    return None if values is None else tf.reshape(values, [-1, *sizes(values)[2:]])
 
 
 def _inside(name: str, values: Tensor, hidden: Tensor) -> Tensor:
