@@ -43,6 +43,15 @@ _EXPORTS = {
     "XLMModel": "xlmfam.flax.xlm",
     "XLMPreTrainedModel": "xlmfam.flax.xlm",
     "XLMWithLMHeadModel": "xlmfam.flax.xlm",
+    "XmodConfig": "xlmfam.common.configs",
+    "XmodForCausalLM": "xlmfam.flax.xmod",
+    "XmodForMaskedLM": "xlmfam.flax.xmod",
+    "XmodForMultipleChoice": "xlmfam.flax.xmod_heads",
+    "XmodForQuestionAnswering": "xlmfam.flax.xmod_heads",
+    "XmodForSequenceClassification": "xlmfam.flax.xmod_heads",
+    "XmodForTokenClassification": "xlmfam.flax.xmod_heads",
+    "XmodModel": "xlmfam.flax.xmod",
+    "XmodPreTrainedModel": "xlmfam.flax.xmod",
 }
 # transformers' names of the same classes.
 _ALIASES = {

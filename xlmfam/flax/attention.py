@@ -60,6 +60,7 @@ def attend(
     dropout_rng: Array | None = None,
     head_mask: Array | None = None,
     need_weights: bool = False,
+    scores_bias: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
 
@@ -72,6 +73,7 @@ def attend(
         dropout_rng: Draws what is dropped.
         head_mask: (H,) factor of each head.
         need_weights: Return the weights.
+        scores_bias: Added to the scores, broadcastable to (B, H, S, T).
 
     Returns:
         (B, H, S, K), and the (B, H, S, T) weights or ``None``.
@@ -82,6 +84,8 @@ def attend(
     query, key, value = (x.reshape(batch * heads, x.shape[-2], width) for x in (query, key, value))
     scores = jnp.einsum("nsk,ntk->nst", query, key, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, heads, length, key.shape[1])
+    if scores_bias is not None:
+        scores = scores + scores_bias
     if allowed is not None:
         scores = jnp.where(allowed, scores, masked_value(scores.dtype))
     weights = jax.nn.softmax(scores, -1).astype(query.dtype)

@@ -68,6 +68,7 @@ class PreTrainedModel:
     module_class: ClassVar[Callable[..., nn.Module]]
     table_class: ClassVar[str]  # the name of the class in the parameter table
     base_model_prefix: ClassVar[str]
+    init_arguments: ClassVar[tuple[str, ...]] = ()  # of the class, beside those below
 
     def __init__(
         self,
@@ -348,11 +349,14 @@ class PreTrainedModel:
         seed = kwargs.pop("seed", 0)
         with_info = kwargs.pop("output_loading_info", False)
         kwargs.pop("input_shape", None)
+        chosen = {name: kwargs.pop(name) for name in cls.init_arguments if name in kwargs}
         config = build_config(cls.config_class, pretrained_model_name_or_path, kwargs, hub)
+        # An argument may choose the class of the table.
+        table_class = cls(config, _do_init=False, **chosen).table_class
         with open_parameters(
             pretrained_model_name_or_path,
             config,
-            cls.table_class,
+            table_class,
             "flax",
             dtype=kept_as,
             **loading,
@@ -360,7 +364,7 @@ class PreTrainedModel:
         ) as reader:
             if dtype is None or dtype_name(dtype) == "auto":
                 dtype = jnp.float32 if both is None else reader.dtype
-            model = cls(config, seed=seed, dtype=dtype, _do_init=False)
+            model = cls(config, seed=seed, dtype=dtype, _do_init=False, **chosen)
             params = model._read(reader)
         model.generation_config = load_generation_config(
             pretrained_model_name_or_path, config, **hub

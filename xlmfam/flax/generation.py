@@ -36,8 +36,8 @@ MODEL_ARGUMENTS = (
     "head_mask",
     "cross_attn_head_mask",
 )
-PER_ROW_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask", "langs")
-PER_TOKEN_ARGUMENTS = ("langs",)
+PER_ROW_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask", "langs", "lang_ids")
+PER_TOKEN_ARGUMENTS = ("langs", "lang_ids")
 SMALL_BUCKETS = (16, 32)
 BUCKET = 64
 STEPS_BETWEEN_LOOKS = 16  # steps between two looks for stop strings
@@ -49,7 +49,7 @@ def read_text(
     mask: Array,
     last: Any,
     cached: bool,
-    extra: dict[str, Array],
+    extra: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the module's arguments for the scores of the next token; models have their own.
 
@@ -157,7 +157,7 @@ class GenerationMixin:
         prompt: Any,
         mask: Any,  # noqa: ARG002
         extra: dict[str, Any],
-    ) -> dict[str, Array]:
+    ) -> dict[str, Any]:
         """Return the ``generation_arguments`` as ``read`` wants them; models extend this.
 
         Args:
@@ -215,7 +215,7 @@ class Inputs(NamedTuple):
 
     ids: Any
     mask: Any
-    extra: dict[str, Array]
+    extra: dict[str, Any]
 
 
 class State(NamedTuple):
@@ -256,7 +256,7 @@ def without_lengths(plan: GenerationPlan) -> GenerationPlan:
     return dataclasses.replace(plan, prompt_length=0, max_length=0, min_length=0)
 
 
-def check_extra(config: Any, extra: dict[str, Array], batch: int) -> None:
+def check_extra(config: Any, extra: dict[str, Any], batch: int) -> None:
     """Raise ``XlmfamError`` for more arguments that the model or the prompts do not fit."""
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     for name in ("head_mask", "cross_attn_head_mask"):
@@ -284,7 +284,7 @@ def padding_of(prompt: Any, attention_mask: Any, plan: GenerationPlan) -> Any:
 
 
 def lay_out(
-    plan: GenerationPlan, prompt: Any, mask: Any, extra: dict[str, Array], bucketed: bool
+    plan: GenerationPlan, prompt: Any, mask: Any, extra: dict[str, Any], bucketed: bool
 ) -> tuple[Inputs, Lengths, int]:
     """Pad the prompts on the left to their bucket; return them, the lengths, and L."""
     xp: Any = jnp if is_traced(prompt, mask) else np
@@ -296,10 +296,15 @@ def lay_out(
     mask = xp.pad(mask, ((0, 0), (offset, 0)))
     mask = xp.pad(mask, ((0, 0), (0, size - columns)), constant_values=1)
     extra = dict(extra)
+
+    def widen(values: Array) -> Array:
+        if values.shape[1] == 1:  # for all tokens
+            return values
+        return jnp.pad(values, ((0, 0), (offset, size - offset - values.shape[1])))
+
     for name in PER_TOKEN_ARGUMENTS:
         if name in extra:
-            later = size - offset - extra[name].shape[1]
-            extra[name] = jnp.pad(extra[name], ((0, 0), (offset, later)))
+            extra[name] = jax.tree.map(widen, extra[name])
     lengths = Lengths(offset, columns, offset + plan.min_length, offset + plan.max_length)
     return Inputs(ids, mask, extra), Lengths(*map(np.int32, lengths)), size
 
@@ -382,7 +387,7 @@ def run(
     extra = dict(inputs.extra)
     for name in PER_ROW_ARGUMENTS:
         if name in extra:
-            extra[name] = jnp.repeat(extra[name], times, 0)
+            extra[name] = jax.tree.map(lambda x: jnp.repeat(x, times, 0), extra[name])
     mask = jnp.repeat(inputs.mask, times, 0)
 
     def going(state: State | Beams) -> Array:
@@ -399,7 +404,7 @@ def run(
 
 
 def next_logits(
-    search: Search, params: Any, mask: Array, extra: dict[str, Array], state: State | Beams
+    search: Search, params: Any, mask: Array, extra: dict[str, Any], state: State | Beams
 ) -> tuple[Array, KeyValueCache | None]:
     """Return the scores (R, V) after the tokens so far, and the cache with the last one in it."""
     ids = state.ids.reshape(-1, state.ids.shape[-1])

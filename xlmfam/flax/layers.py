@@ -1,6 +1,6 @@
-"""Small pieces that several families share: activations, sinusoidal positions, losses.
+"""Small pieces that several families share: activations, sinusoidal positions.
 
-Shapes: B batch, S sequence, D width, V vocabulary.
+Shapes: B batch, S sequence, D width.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from xlmfam.common.positions import halves_frequencies
-
-IGNORED = -100  # the label that does not count
 
 
 def _quick_gelu(x: Array) -> Array:
@@ -110,31 +108,3 @@ def text_positions(attention_mask: Array | None, start: int | Array, length: int
         return positions
     leading = jnp.argmax(jnp.asarray(attention_mask) != 0, axis=-1, keepdims=True)
     return jnp.maximum(positions - leading, 0)
-
-
-def mean_loss(logits: Array, targets: Array) -> Array:
-    """Mean cross entropy of logits (..., V) for targets (...); -100 does not count.
-
-    Log-probabilities will do as logits: their softmax is what they are the logarithm of.
-    """
-    counted = targets != IGNORED
-    logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, jnp.where(counted, targets, 0)[..., None], -1)[..., 0]
-    losses = jax.nn.logsumexp(logits, -1) - chosen
-    return jnp.sum(jnp.where(counted, losses, 0.0)) / jnp.sum(counted)
-
-
-def shift_labels(labels: Array) -> Array:
-    """Return (B, S): what each position is to predict when it predicts the next label."""
-    return jnp.pad(jnp.asarray(labels)[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
-
-
-def causal_lm_loss(logits: Array, labels: Array) -> Array:
-    """Mean cross entropy of predicting the next label; -100 does not count.
-
-    Args:
-        logits: (B, S, V).
-        labels: (B, S).
-    """
-    # Moving the labels costs B * S; cutting the last position off the logits copies B * S * V.
-    return mean_loss(logits, shift_labels(labels))

@@ -18,11 +18,11 @@ from xlmfam.flax.attention import attend, causal_mask, merge_heads, padding_mask
 from xlmfam.flax.cache import KeyValueCache, LayerCache, past_length
 from xlmfam.flax.layers import (
     ACTIVATION_FUNCTIONS,
-    causal_lm_loss,
     hold_padding,
     sinusoidal_positions,
     text_positions,
 )
+from xlmfam.flax.losses import causal_lm_loss
 from xlmfam.flax.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,

@@ -20,10 +20,12 @@ from xlmfam.common.errors import ConfigError, XlmfamError
 from xlmfam.common.fill_mask import FillMaskMixin
 from xlmfam.flax.base import Params, as_arrays
 from xlmfam.flax.cache import KeyValueCache
+from xlmfam.flax.checks import room_for
 from xlmfam.flax.generation import GenerationMixin, check_extra, is_traced, read_text
-from xlmfam.flax.layers import IGNORED, mean_loss, shift_labels, text_positions
+from xlmfam.flax.layers import text_positions
+from xlmfam.flax.losses import IGNORED, labelled, mean_loss, shift_labels
 from xlmfam.flax.outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput
-from xlmfam.flax.xlm_inputs import Prepared, count_labels, languages
+from xlmfam.flax.xlm_inputs import Prepared, languages
 from xlmfam.flax.xlm_modules import XLMPredLayer
 from xlmfam.flax.xlm_transformer import XLMModel, XLMModule, XLMPreTrainedModel, fill_dict
 
@@ -91,26 +93,6 @@ class XLMWithLMHeadModule(nn.Module):
     def project(self, hidden: Array) -> Array:
         """Return logits (..., V) of (..., D); of an adaptive softmax, log-probabilities."""
         return self.pred_layer(hidden, self.transformer.embeddings.embedding)
-
-
-def labelled(hidden: Array, targets: Any, room: int) -> tuple[Array, Array]:
-    """Return the states and targets of the positions that have a label.
-
-    Args:
-        hidden: (B, T, D).
-        targets: (B, T).
-        room: N.
-
-    Returns:
-        (N, D), NaN when there are more labels than that; and (N,), -100 beyond the labels.
-    """
-    targets = jnp.asarray(targets).reshape(-1)
-    counts = targets != IGNORED
-    index = jnp.nonzero(counts, size=room, fill_value=0)[0]
-    there = jnp.arange(room) < counts.sum()
-    states = hidden.reshape(-1, hidden.shape[-1])[index]
-    too_many = jnp.where(counts.sum() > room, jnp.nan, 0.0).astype(states.dtype)
-    return states + too_many, jnp.where(there, targets[index], IGNORED)
 
 
 def read_xlm(
@@ -245,7 +227,7 @@ class XLMWithLMHeadModel(XLMPreTrainedModel, GenerationMixin, FillMaskMixin):
             params,
             dropout_rng,
             labels=labels,
-            labels_room=self._room(labels, labelled_logits_only),
+            labels_room=room_for(self._targets(labels), labelled_logits_only),
             logits_at=-1 if last_logits_only else None,
         )
         fill_dict(cache, output.past_key_values, call)
@@ -279,24 +261,9 @@ class XLMWithLMHeadModel(XLMPreTrainedModel, GenerationMixin, FillMaskMixin):
             raise XlmfamError("labels need the whole text at once: leave the filled cache out")
         return labels
 
-    def _room(self, labels: Any, room: bool | int) -> int | None:
-        """Return how many positions to compute the logits of; ``None`` for all."""
-        if room is False or room is None:
-            return None
-        if labels is None:
-            raise XlmfamError("labelled_logits_only needs labels")
-        targets = labels[:, 1:] if self.config.is_causal else labels
-        count = count_labels(targets, IGNORED)
-        if room is True:
-            if count is None:
-                raise XlmfamError(
-                    "labelled_logits_only=True needs to count the labels, which are not there "
-                    "inside jax.jit: give a number, labelled_logits_only=N, for up to N labels"
-                )
-            return count
-        if count is not None and count > room:
-            raise XlmfamError(f"labelled_logits_only={room}, and there are {count} labels")
-        return int(room)
+    def _targets(self, labels: Any) -> Any:
+        """Return the labels that count: the first one of a causal model is never predicted."""
+        return labels[:, 1:] if labels is not None and self.config.is_causal else labels
 
     # ---- generation and filling in ------------------------------------------------------
 

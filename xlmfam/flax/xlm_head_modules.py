@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from xlmfam.common.configs import XLMConfig
-from xlmfam.flax.layers import IGNORED, mean_loss
+from xlmfam.flax.losses import binary_loss, classification_loss, mean_loss, within
 from xlmfam.flax.outputs import (
     ModelOutput,
     MultipleChoiceModelOutput,
@@ -217,36 +217,3 @@ class XLMForQuestionAnsweringModule(XLMHeadModule):
 def _layers(output: Any) -> dict[str, Any]:
     """Return what every head hands on of the transformer's output."""
     return {"hidden_states": output.hidden_states, "attentions": output.attentions}
-
-
-def within(positions: Any, length: int) -> Array:
-    """Return (B,) targets: a position outside the text does not count, a negative one is 0."""
-    positions = jnp.maximum(jnp.asarray(positions), 0)
-    return jnp.where(positions >= length, IGNORED, positions)
-
-
-def binary_loss(logits: Array, truth: Array) -> Array:
-    """Return the mean binary cross entropy of logits for truths between 0 and 1."""
-    logits, truth = logits.astype(jnp.float32), jnp.asarray(truth).astype(jnp.float32)
-    return jnp.mean(jax.nn.softplus(logits) - logits * truth)
-
-
-def problem_type(config: XLMConfig, labels: Any) -> str:
-    """Return the kind of problem that the config or the labels say."""
-    if config.problem_type is not None:
-        return config.problem_type
-    if config.num_labels == 1:
-        return "regression"
-    several = jnp.issubdtype(labels.dtype, jnp.floating)
-    return "multi_label_classification" if several else "single_label_classification"
-
-
-def classification_loss(config: XLMConfig, logits: Array, labels: Any) -> Array:
-    """Return the loss of (B, num_labels) logits, of the kind that the config or the labels say."""
-    kind = problem_type(config, labels)
-    if kind == "single_label_classification":
-        return mean_loss(logits, jnp.asarray(labels).reshape(-1).astype(jnp.int32))
-    if kind == "regression":
-        truth = jnp.asarray(labels).astype(jnp.float32).reshape(logits.shape)
-        return jnp.mean(jnp.square(logits.astype(jnp.float32) - truth))
-    return binary_loss(logits, labels)

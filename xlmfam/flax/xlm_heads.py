@@ -9,26 +9,31 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from jax import Array
 
 from xlmfam.common.checks import check_shape
 from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import XlmfamError
-from xlmfam.common.languages import resolve_langs
 from xlmfam.common.logging import get_logger
-from xlmfam.flax.base import Params, as_arrays, is_concrete
+from xlmfam.flax.base import Params, as_arrays
 from xlmfam.flax.cache import KeyValueCache
-from xlmfam.flax.layers import IGNORED
+from xlmfam.flax.checks import (
+    check_classes,
+    check_labels,
+    choice_langs,
+    choices_of,
+    column,
+    flat,
+    inside,
+)
 from xlmfam.flax.xlm_head_modules import (
     XLMForMultipleChoiceModule,
     XLMForQuestionAnsweringModule,
     XLMForQuestionAnsweringSimpleModule,
     XLMForSequenceClassificationModule,
     XLMForTokenClassificationModule,
-    problem_type,
 )
-from xlmfam.flax.xlm_inputs import Prepared, check_range, column, inside
+from xlmfam.flax.xlm_inputs import Prepared
 from xlmfam.flax.xlm_transformer import XLMPreTrainedModel, fill_dict
 
 logger = get_logger(__name__)
@@ -127,7 +132,7 @@ class XLMForSequenceClassification(XLMHead):
             inputs_embeds,
         )
         options = (output_attentions, output_hidden_states, train, params, dropout_rng)
-        labels = check_classes(self.config, labels, call.shape[0])
+        labels = check_classes(self.config, labels, call.shape[0], logits_width(self.config))
         return self._run(call, cache, return_dict, options, labels=labels)
 
 
@@ -191,19 +196,19 @@ class XLMForMultipleChoice(XLMHead):
             XlmfamError: For shapes that do not fit, and see ``XLMModel.__call__``.
         """
         given = as_arrays(ids=input_ids, vectors=inputs_embeds)
-        batch, choices = _choices(given["ids"], given["vectors"])
+        batch, choices = choices_of(given["ids"], given["vectors"])
         if lengths is not None:
             logger.warning("lengths is not used for multiple choice: give attention_mask")
         call = self._prepare(
-            _flat(given["ids"]),
-            _flat(attention_mask),
+            flat(given["ids"]),
+            flat(attention_mask),
             choice_langs(self.config, langs, batch, choices),
-            _flat(token_type_ids),
-            _flat(position_ids),
+            flat(token_type_ids),
+            flat(position_ids),
             None,
             cache,
             head_mask,
-            _flat(given["vectors"]),
+            flat(given["vectors"]),
         )
         options = (output_attentions, output_hidden_states, train, params, dropout_rng)
         labels = as_arrays(labels=labels)["labels"]
@@ -468,70 +473,7 @@ class XLMForQuestionAnswering(XLMHead):
         return own
 
 
-def check_classes(config: XLMConfig, labels: Any, batch: int) -> Any:
-    """Return the labels of B texts, checked for the kind of problem that they or the config say.
-
-    Raises:
-        XlmfamError: When they do not fit.
-    """
-    labels = as_arrays(labels=labels)["labels"]
-    if labels is None:
-        return None
-    kind, width = problem_type(config, labels), logits_width(config)
-    if kind == "single_label_classification":
-        labels = column("labels", labels, batch)
-        check_labels(labels, width)
-    elif kind == "regression":
-        check_shape("labels", labels, (batch, width), *([(batch,)] if width == 1 else []))
-    else:
-        check_shape("labels", labels, (batch, width))
-    return labels
-
-
 def logits_width(config: XLMConfig) -> int:
     """Return the width of what a text is classified by."""
     to_labels = config.summary_use_proj and config.summary_proj_to_labels
     return config.num_labels if to_labels else config.emb_dim
-
-
-def check_labels(labels: Any, count: int) -> None:
-    """Raise ``XlmfamError`` for classes that are not there, where looking is cheap."""
-    if labels is not None and is_concrete(labels):
-        values = np.asarray(labels)
-        check_range("labels", values[values != IGNORED], 0, count - 1)
-
-
-def choice_langs(config: XLMConfig, langs: Any, batch: int, choices: int) -> Any:
-    """Return the languages of (B, C, S) texts for B * C rows.
-
-    Args:
-        config: The config.
-        langs: See ``XLMForMultipleChoice.__call__``.
-        batch: B.
-        choices: C.
-    """
-    langs = resolve_langs(config, langs)
-    if langs is None:
-        return None
-    if len(langs.shape) == 3:
-        return _flat(langs)
-    check_shape("langs", langs, (batch, choices), (batch, 1), (1, 1))
-    rows = np.arange(batch * choices)
-    # One language may stand for a whole row or for everything.
-    return langs[rows // choices % langs.shape[0], rows % choices % langs.shape[1]]
-
-
-def _choices(ids: Any, vectors: Any) -> tuple[int, int]:
-    """Return B and C."""
-    given, dimensions = (ids, 3) if vectors is None else (vectors, 4)
-    if given is None or len(given.shape) != dimensions:
-        shape = None if given is None else tuple(given.shape)
-        wanted = "(batch, choices, sequence)" if dimensions == 3 else "with a width behind it"
-        raise XlmfamError(f"the inputs must be {wanted}, got {shape}")
-    return given.shape[0], given.shape[1]
-
-
-def _flat(values: Any) -> Any:
-    """Return (B * C, ...) of (B, C, ...)."""
-    values = as_arrays(values=values)["values"]
-    return None if values is None else values.reshape(-1, *values.shape[2:])

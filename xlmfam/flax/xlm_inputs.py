@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from xlmfam.common.checks import check_inputs, check_shape
 from xlmfam.common.configs import XLMConfig
@@ -20,6 +19,7 @@ from xlmfam.common.errors import XlmfamError
 from xlmfam.common.languages import check_language_range, resolve_langs
 from xlmfam.flax.base import as_arrays, is_concrete
 from xlmfam.flax.cache import KeyValueCache, check_mask
+from xlmfam.flax.checks import check_range
 
 CheckIds = Callable[[str, Any], None]
 
@@ -213,32 +213,3 @@ def _source(config: XLMConfig, given: dict[str, Any], batch: int) -> dict[str, A
 def _part(values: Any, start: int) -> Any:
     """Return the columns from ``start`` on; a single one stands for all of them."""
     return values if values is None or values.shape[1] == 1 or not start else values[:, start:]
-
-
-def check_range(name: str, values: Any, least: int, most: int) -> None:
-    """Raise ``XlmfamError`` unless all values lie in [least, most], where looking is cheap."""
-    if not values.size or not is_concrete(values):
-        return
-    low, high = int(np.min(np.asarray(values))), int(np.max(np.asarray(values)))
-    if low < least or high > most:
-        wrong = low if low < least else high
-        raise XlmfamError(f"{name} holds {wrong}, outside [{least}, {most}]")
-
-
-def column(name: str, values: Any, batch: int) -> Any:
-    """Return (B,) of (B,) or (B, 1)."""
-    values = as_arrays(values=values)["values"]
-    check_shape(name, values, (batch,), (batch, 1))
-    return values.reshape(batch)
-
-
-def inside(name: str, values: Any, batch: int, length: int) -> Any:
-    """Return (B,) positions, checked where looking is cheap."""
-    values = column(name, values, batch)
-    check_range(name, values, 0, length - 1)
-    return values
-
-
-def count_labels(targets: Array, ignored: int) -> int | None:
-    """Return how many labels count, or ``None`` where they are traced."""
-    return int(np.sum(np.asarray(targets) != ignored)) if is_concrete(targets) else None

@@ -23,7 +23,7 @@ from xlmfam.common.translation import TranslationMixin, check_translation
 from xlmfam.flax.base import Params, as_arrays
 from xlmfam.flax.cache import KeyValueCache
 from xlmfam.flax.generation import bucket, is_traced
-from xlmfam.flax.layers import IGNORED, mean_loss
+from xlmfam.flax.losses import IGNORED, mean_loss
 from xlmfam.flax.outputs import (
     BaseModelOutput,
     CausalLMOutputWithCrossAttentions,
