@@ -39,6 +39,14 @@ _MODELS = {
     "XLMModel": "xlmfam.tf.xlm",
     "XLMPreTrainedModel": "xlmfam.tf.xlm",
     "XLMWithLMHeadModel": "xlmfam.tf.xlm",
+    "XmodForCausalLM": "xlmfam.tf.xmod",
+    "XmodForMaskedLM": "xlmfam.tf.xmod",
+    "XmodForMultipleChoice": "xlmfam.tf.xmod_heads",
+    "XmodForQuestionAnswering": "xlmfam.tf.xmod_heads",
+    "XmodForSequenceClassification": "xlmfam.tf.xmod_heads",
+    "XmodForTokenClassification": "xlmfam.tf.xmod_heads",
+    "XmodModel": "xlmfam.tf.xmod",
+    "XmodPreTrainedModel": "xlmfam.tf.xmod",
 }
 _EXPORTS = {
     "AutoConfig": "xlmfam.common.configs",
@@ -67,6 +75,7 @@ _EXPORTS = {
     "TFPreTrainedModel": "xlmfam.tf.base",
     "XGLMConfig": "xlmfam.common.configs",
     "XLMConfig": "xlmfam.common.configs",
+    "XmodConfig": "xlmfam.common.configs",
     **_MODELS,
     **{f"TF{name}": module for name, module in _MODELS.items()},
 }

@@ -55,6 +55,7 @@ def attend(
     *,
     drop: Callable[[Tensor], Tensor] | None = None,
     head_mask: Tensor | None = None,
+    scores_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
 
@@ -65,12 +66,15 @@ def attend(
         allowed: Booleans, broadcastable to (B, H, S, T); a row with none sees all alike.
         drop: Drops some of the weights, in training.
         head_mask: (H,) factor of each head.
+        scores_bias: (B, H, S, T) to add to the scores.
 
     Returns:
         (B, H, S, K), and the (B, H, S, T) weights.
     """
     scale = tf.cast(query.shape[-1] ** -0.5, query.dtype)
     scores = tf.matmul(query * scale, key, transpose_b=True)
+    if scores_bias is not None:
+        scores = scores + scores_bias
     if allowed is not None:
         # Not a sum: what is masked passes no gradient, even where a row is masked altogether.
         scores = tf.where(allowed, scores, tf.cast(masked_value(scores.dtype), scores.dtype))

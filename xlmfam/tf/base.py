@@ -65,6 +65,7 @@ class PreTrainedModel(TrainingMixin, keras.Model):
 
     config_class: ClassVar[type[PretrainedConfig]]
     table_class: ClassVar[str]  # the name of the class in the parameter table
+    init_arguments: ClassVar[tuple[str, ...]] = ()  # of the class, beside config and dtype
 
     def __init__(self, config: PretrainedConfig, dtype: Any = None, **kwargs: Any):
         if not isinstance(config, self.config_class):
@@ -99,12 +100,21 @@ class PreTrainedModel(TrainingMixin, keras.Model):
         """Return the table's rows for this model, by canonical name."""
         return self.table.expand(self.config, self.table_class)
 
+    @classmethod
+    def table_class_with(cls, **arguments: Any) -> str:
+        """Return the name in the parameter table of what ``init_arguments`` make of the class."""
+        del arguments
+        return cls.table_class
+
     def _place(self, parameter: Parameter) -> tuple[Any, str]:
         """Return the layer that has ``parameter`` and the attribute that it is."""
         *path, leaf = spell(parameter, "keras").split("/")
         owner: Any = self
         for step in path:
-            owner = owner[int(step)] if step.isdigit() else getattr(owner, step)
+            if isinstance(owner, dict):
+                owner = owner[step]
+            else:
+                owner = owner[int(step)] if step.isdigit() else getattr(owner, step)
         return owner, leaf
 
     def _variable(self, parameter: Parameter) -> Any:
@@ -232,12 +242,14 @@ class PreTrainedModel(TrainingMixin, keras.Model):
         return self.get_input_embeddings()
 
     def _resize(self, parameter: Parameter) -> None:
-        old = as_array(self._variable(parameter))
+        variable = self._variable(parameter)
+        old = as_array(variable)
         new = as_array(initial(parameter, old.dtype.name)).copy()
         kept = tuple(slice(min(a, b)) for a, b in zip(old.shape, new.shape, strict=True))
         new[kept] = old[kept]
         self._remove(parameter)
         self._create(parameter, new)
+        self._variable(parameter).trainable = variable.trainable
 
     def _remove(self, parameter: Parameter) -> None:
         owner, leaf = self._place(parameter)
@@ -246,11 +258,11 @@ class PreTrainedModel(TrainingMixin, keras.Model):
         delattr(owner, leaf)
         gc.unfreeze()
         # Whatever was traced reads the variable that is gone.
-        self.train_function = self.test_function = self.predict_function = None
         self.forget_traces()
 
     def forget_traces(self) -> None:
-        """Drop compiled generation loops; see ``GenerationMixin``."""
+        """Drop the graphs of ``fit``, ``evaluate`` and ``predict``, and those of ``generate``."""
+        self.train_function = self.test_function = self.predict_function = None
 
     # ---- building, loading, saving ------------------------------------------------------
 
@@ -261,6 +273,12 @@ class PreTrainedModel(TrainingMixin, keras.Model):
             "generation_config": self.generation_config.to_diff_dict(),
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "name": self.name,
+            "arguments": {name: getattr(self, name) for name in self.init_arguments},
+            "frozen": [
+                name
+                for name, parameter in self.expected_parameters().items()
+                if parameter.trainable and not getattr(self._variable(parameter), "trainable", True)
+            ],
         }
 
     @classmethod
@@ -276,8 +294,11 @@ class PreTrainedModel(TrainingMixin, keras.Model):
         if isinstance(config, PretrainedConfig):
             return cls(config, dtype=dtype)
         policy = keras.dtype_policies.deserialize(config["dtype"])
-        model = cls(cls.config_class.from_dict(config["config"]), policy, name=config["name"])
+        settings = cls.config_class.from_dict(config["config"])
+        model = cls(settings, policy, name=config["name"], **config.get("arguments", {}))
         model.generation_config = GenerationConfig.from_dict(config["generation_config"])
+        for name in config.get("frozen", ()):
+            model._variable(model.expected_parameters()[name]).trainable = False
         return model
 
     @classmethod
@@ -308,12 +329,13 @@ class PreTrainedModel(TrainingMixin, keras.Model):
         automatic = isinstance(dtype, str) and dtype == "auto"
         policy = None if automatic else keras_dtype(dtype)
         with_info = kwargs.pop("output_loading_info", False)
+        chosen = {name: kwargs.pop(name) for name in cls.init_arguments if name in kwargs}
         config = build_config(cls.config_class, pretrained_model_name_or_path, kwargs, hub)
         with (
             open_parameters(
                 pretrained_model_name_or_path,
                 config,
-                cls.table_class,
+                cls.table_class_with(**chosen),
                 "keras",
                 dtype="auto" if policy is None else policy.variable_dtype,
                 **loading,
@@ -321,7 +343,7 @@ class PreTrainedModel(TrainingMixin, keras.Model):
             ) as reader,
             values_from(reader),
         ):
-            model = cls(config, dtype=reader.dtype if policy is None else policy)
+            model = cls(config, dtype=reader.dtype if policy is None else policy, **chosen)
         model.generation_config = load_generation_config(
             pretrained_model_name_or_path, config, **hub
         )

@@ -33,8 +33,14 @@ MODEL_ARGUMENTS = (
     "head_mask",
     "cross_attn_head_mask",
 )
-PER_ROW_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask", "langs")
-PER_TOKEN_ARGUMENTS = ("langs",)  # (B, C), padded as the prompts are
+PER_ROW_ARGUMENTS = (
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "langs",
+    "lang_ids",
+    "token_lang_ids",
+)
+PER_TOKEN_ARGUMENTS = ("langs", "token_lang_ids")  # (B, C), padded as the prompts are
 SMALL_BUCKETS = (16, 32)
 BUCKET = 64
 XLA_PAYS = 100_000_000  # parameters from which on XLA is the default
@@ -74,6 +80,7 @@ class Generator:
         room: Columns for new tokens.
         processors: More functions of ids and scores.
         jit_compile: Compile with XLA.
+        fixed: What the model takes at every step besides tensors.
     """
 
     def __init__(
@@ -83,11 +90,13 @@ class Generator:
         room: int,
         processors: tuple[LogitsProcessor, ...],
         jit_compile: bool,
+        fixed: dict[str, Any],
     ):
         self.model = model
         self.plan = plan
         self.room = room
         self.processors = processors
+        self.fixed = fixed
         self.times = plan.num_beams if plan.num_beams > 1 else plan.num_return_sequences
         compiled = {"autograph": False, "jit_compile": jit_compile}
         # Functions of their own: TensorFlow takes methods for one that is traced again and again.
@@ -106,10 +115,10 @@ class Generator:
         width, mask = length + self.room, prompt.mask[:, :length]
         cache: KeyValueCache | tuple[()] = ()
         if plan.use_cache:
-            logits, past = self.model.next_logits(ids, mask, None, prompt.extra)
+            logits, past = self.model.next_logits(ids, mask, None, self._extra(prompt))
             cache = cache_from_past(past, width, times)
         else:
-            logits = self.model.logits_after(ids, length, mask, prompt.extra)
+            logits = self.model.logits_after(ids, length, mask, self._extra(prompt))
         extra = {
             name: repeat(value, times) if name in PER_ROW_ARGUMENTS else value
             for name, value in prompt.extra.items()
@@ -123,6 +132,9 @@ class Generator:
         history = tf.zeros([self.room if plan.output_scores else 0, *logits.shape])
         state = self._advance(State(search, cache, history), logits, prompt)
         return self._loop(state, prompt, until), prompt
+
+    def _extra(self, prompt: Prompt) -> dict[str, Any]:
+        return {**prompt.extra, **self.fixed}
 
     def _loop(self, state: State, prompt: Prompt, until: Tensor) -> State:
         def goes_on(*state):
@@ -138,12 +150,14 @@ class Generator:
         """Run the model on the newest tokens and choose the next."""
         search, cache, _ = state
         if not self.plan.use_cache:
-            logits = self.model.logits_after(search.rows, search.length, prompt.mask, prompt.extra)
+            logits = self.model.logits_after(
+                search.rows, search.length, prompt.mask, self._extra(prompt)
+            )
             return self._advance(state, logits, prompt)
         if isinstance(search, Beams) and cache:
             cache = cache.reorder(search.last_rows)
         newest = tf.gather(search.rows, [search.length - 1], axis=1)
-        logits, cache = self.model.next_logits(newest, prompt.mask, cache, prompt.extra)
+        logits, cache = self.model.next_logits(newest, prompt.mask, cache, self._extra(prompt))
         return self._advance(state._replace(cache=cache), logits, prompt)
 
     def _advance(self, state: State, logits: Tensor, prompt: Prompt) -> State:
@@ -229,7 +243,8 @@ class GenerationMixin:
             large = self.num_parameters() >= XLA_PAYS  # type: ignore[attr-defined]
             jit_compile = large and not logits_processor
         extra = self.prepare_generation(plan, ids, mask, extra)
-        generator = self._generator(plan, tuple(logits_processor), jit_compile)
+        fixed = {name: extra.pop(name) for name in list(extra) if not tf.is_tensor(extra[name])}
+        generator = self._generator(plan, tuple(logits_processor), jit_compile, fixed)
         output = run(generator, plan, ids, mask, extra, stops, seed_tensor(options.seed))
         return output if options.return_dict_in_generate else output.sequences
 
@@ -244,8 +259,10 @@ class GenerationMixin:
         prompt: Tensor,  # noqa: ARG002
         mask: Tensor,  # noqa: ARG002
         extra: dict[str, Any],
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Return the ``generation_arguments`` as tensors; models check and complete them.
+
+        What is no tensor becomes part of the graph, and has to be hashable.
 
         Args:
             plan: The options.
@@ -301,24 +318,27 @@ class GenerationMixin:
         return sum(generator.traces for generator in self._generators().values())
 
     def forget_traces(self) -> None:
-        """Drop the graphs that ``generate`` has made."""
+        """Drop the graphs that ``generate`` and Keras have made."""
+        super().forget_traces()  # type: ignore[misc]
         self.__dict__["_generation_graphs"] = Graphs()
 
     def _generators(self) -> dict[Any, Generator]:
-        if "_generation_graphs" not in self.__dict__:
-            self.forget_traces()
-        return self.__dict__["_generation_graphs"].by_options
+        return self.__dict__.setdefault("_generation_graphs", Graphs()).by_options
 
     def _generator(
-        self, plan: GenerationPlan, processors: tuple[LogitsProcessor, ...], jit_compile: bool
+        self,
+        plan: GenerationPlan,
+        processors: tuple[LogitsProcessor, ...],
+        jit_compile: bool,
+        fixed: dict[str, Any],
     ) -> Generator:
         room = bucket(plan.new_tokens)
         # Lengths are tensors: calls that differ in nothing else share a graph.
         plan = dataclasses.replace(plan, prompt_length=0, max_length=0, min_length=0)
-        key = (plan, room, processors, jit_compile)
+        key = (plan, room, processors, jit_compile, tuple(fixed.items()))
         known = self._generators()
         if key not in known:
-            known[key] = Generator(self, plan, room, processors, jit_compile)
+            known[key] = Generator(self, plan, room, processors, jit_compile, fixed)
         return known[key]
 
     def _prompt(self, input_ids: Any, options: GenerationConfig) -> Tensor:

@@ -7,6 +7,7 @@ Shapes: B batch, S sequence, C choices, D width, V classes or vocabulary, N labe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -41,13 +42,10 @@ class LabelledLogitsMixin:
 
     labelled_logits_only: bool | int = True
     shifts_labels: Any = False  # whether a position predicts the next label rather than its own
+    project: Callable[[Tensor], Tensor]  # logits (..., V) of (..., D)
 
     def states(self, **arguments: Any) -> Any:
         """Run what stands below the projection."""
-        raise NotImplementedError
-
-    def project(self, hidden: Tensor) -> Tensor:
-        """Return logits (..., V) of (..., D)."""
         raise NotImplementedError
 
     def targets(self, labels: Tensor) -> Tensor:

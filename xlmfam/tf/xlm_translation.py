@@ -301,12 +301,11 @@ class XLMEncoderDecoder(XLMPreTrainedModel, TranslationMixin):
         return self.generate(input_ids, attention_mask, langs, **options).numpy().tolist()
 
     def _searches(self) -> Graphs:
-        if "_generation_graphs" not in self.__dict__:
-            self.forget_traces()
-        return self.__dict__["_generation_graphs"]
+        return self.__dict__.setdefault("_generation_graphs", Graphs())
 
     def forget_traces(self) -> None:
-        """Drop the graphs that ``generate`` has made."""
+        """Drop the graphs that ``generate`` and Keras have made."""
+        super().forget_traces()
         self.__dict__["_generation_graphs"] = Graphs()
 
 
