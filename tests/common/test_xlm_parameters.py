@@ -295,6 +295,16 @@ def test_partition():
     assert {name: partition(parameters[name], "canonical") for name in wanted} == wanted
 
 
+@pytest.mark.parametrize("head", [BASE, *TABLE.heads])
+def test_every_axis_is_one_that_rules_can_name(head):
+    known = {"vocab", "embed", "heads", "mlp", "rows", "labels"}
+    for name, p in expand(head).items():
+        assert set(p.axes) <= known, name
+        assert len(p.axes) == len(p.shape), name
+        widths = {length for length, axis in zip(p.shape, p.axes, strict=True) if axis == "embed"}
+        assert widths <= {20, 40}, f"{name}: emb_dim, or twice as much for a pair"
+
+
 def test_linear_styles():
     styles = linear_styles(expand(BOTH))
     assert styles["decoder.encoder_attn.1.v_lin"] == "colwise"
