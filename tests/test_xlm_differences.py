@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from comparing import assert_close, assert_same_tokens, error_of
 from golden import GOLDEN, arrays, cases, folder, generation, load_case, resolve
+from tiny_xlm import make_xlm, make_xlm_tokenizer
 from tolerances import MODEL
 
 from xlmfam import XLMConfig, XLMTokenizer
@@ -309,6 +310,55 @@ def test_losses_in_tensorflow_are_one_for_each_label(tf, models, name, count):
     assert loss.shape == (count(inputs["labels"]),)
     expected = resolve(step["expected"], stored)["loss"]
     assert loss.mean() == pytest.approx(float(np.mean(expected)), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory):
+    """A checkpoint whose vocabulary projection is not the word embedding."""
+    tokenizer = make_xlm_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return make_xlm(tmp_path_factory.mktemp("untied"), tokenizer, tie_word_embeddings=False)
+
+
+def test_an_untied_projection_is_used(backend, untied):
+    """transformers' TensorFlow models know the word embedding only."""
+    model = backend.load("XLMWithLMHeadModel", untied)
+    ids = np.array([[0, 20, 21, 1]])
+    came = backend.call(model, {"input_ids": ids}, output_hidden_states=True)
+    values = backend.parameters(model)
+    states, bias = came["hidden_states"][-1], values["pred_layer.proj.bias"]
+    with_own = states @ values["pred_layer.proj.weight"].T + bias
+    with_words = states @ values["transformer.embeddings.weight"].T + bias
+    assert error_of(came["logits"], with_own) < MODEL
+    assert error_of(came["logits"], with_words) > 0.01
+
+
+# ---- decoders and caches ------------------------------------------------------------------
+
+
+def test_decoders_exist(backend):
+    """transformers refuses ``is_encoder=False``."""
+    config = XLMConfig(
+        vocab_size=31, emb_dim=12, n_heads=3, n_layers=1, is_encoder=False, init_std=0.3
+    )
+    model = backend.build("XLMModel", config)
+    rng = np.random.default_rng(0)
+    ids, source = np.array([[1, 7, 8]]), rng.normal(size=(1, 5, 12)).astype(np.float32)
+    came = backend.call(model, {"input_ids": ids, "src_enc": source})["last_hidden_state"]
+    other = backend.call(model, {"input_ids": ids, "src_enc": -source})["last_hidden_state"]
+    assert error_of(other, came) > 0.01  # it looks at the source
+    longer = np.array([[1, 7, 8, 9]])
+    longer = backend.call(model, {"input_ids": longer, "src_enc": source})["last_hidden_state"]
+    assert error_of(longer[:, :3], came) < MODEL  # and not ahead
+
+
+def test_caches_are_numbered_by_layer(backend, models):
+    """transformers counts the attention modules that were ever made in the process."""
+    for _ in range(2):
+        model = load_case(backend, "xlm", CALLS["causal/input_ids"], "XLMWithLMHeadModel")
+        cache = {"slen": 0}
+        backend.raw_call(model, {"input_ids": np.array([[7, 8, 9]])}, cache=cache)
+        assert set(cache) == {"slen", *range(model.config.n_layers)}
+        assert int(cache["slen"]) == 3
 
 
 # ---- smaller things -----------------------------------------------------------------------
