@@ -114,6 +114,10 @@ def test_pruning_spares_what_looks_at_the_source():
     }
 
 
+def test_cutoffs_that_are_not_used_make_no_clusters():
+    assert set(expand(asm_cutoffs=[11, 29])) == set(expand())
+
+
 @pytest.mark.parametrize(
     ("head", "name"),
     [(BASE, "embeddings.weight"), (LM, "transformer.embeddings.weight"), (BOTH, None)],
@@ -164,6 +168,11 @@ def test_tf_model_h5_lists_no_tied_projection(tmp_path):
         ({"tie_word_embeddings": False}, "pred_layer.proj.weight", "pred_layer_._proj/kernel"),
         (
             {},
+            "transformer.position_embeddings.weight",
+            "transformer/position_embeddings/embeddings",
+        ),
+        (
+            {"sinusoidal_embeddings": True},
             "transformer.position_embeddings.weight",
             "transformer/position_embeddings/embeddings",
         ),
