@@ -110,6 +110,8 @@ def test_padding_is_seen_inside_jit_too(masked, causal, ids):
         for found in (model(given), jax.jit(lambda i, model=model: model(i))(given)):
             close(found.logits[real], expected[real])
     assert far(masked(ids, lengths=[7, 5]).logits, alone["masked"])
+    states = masked(padded, output_hidden_states=True).hidden_states
+    assert all(not np.asarray(state)[1, 5:].any() for state in states)
 
 
 # ---- languages ------------------------------------------------------------------------------
@@ -281,6 +283,8 @@ def test_caches_that_cannot_be(masked, causal, ids):
     masked(ids[:, :4], cache=cache)
     with pytest.raises(XlmfamError, match="a filled cache needs a causal model"):
         masked(ids, cache=cache)
+    with pytest.raises(XlmfamError, match="a KeyValueCache needs a causal model"):
+        masked(ids, cache=masked.init_cache(2, 9))
     cache = {"slen": 0}
     causal(ids, cache=cache)
     with pytest.raises(XlmfamError, match="nothing is new"):

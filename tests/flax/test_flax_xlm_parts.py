@@ -65,10 +65,11 @@ def test_pruned_heads_are_heads_that_are_masked(ids, tmp_path, run_jitted):
         make_xlm("XLMEncoderDecoder").prune_heads({0: [1]})
 
 
-def test_a_pruned_causal_model_generates_with_a_cache(causal, ids):
-    masking = np.array([[1.0, 0, 1, 1]])
+def test_a_pruned_causal_model_generates_with_a_cache(ids):
+    causal = make_xlm(causal=True)
+    masking = np.array([[1.0, 0, 1, 1], [1, 1, 1, 1]])
     expected = causal.generate(ids, langs="de", head_mask=masking, num_beams=2, **FREE)
-    pruned = make_xlm(causal=True, n_layers=1)
+    pruned = make_xlm(causal=True)  # layers with different numbers of heads
     pruned.prune_heads({0: [1]})
     assert pruned.generates_with_cache
     np.testing.assert_array_equal(pruned.generate(ids, langs="de", num_beams=2, **FREE), expected)
@@ -83,7 +84,10 @@ def test_resizing_the_vocabulary(ids, class_name, run_jitted):
     after = run_jitted(model, ids, **inputs).logits
     close(after[..., :53], before)
     assert after.shape == (2, 7, 61)
-    assert model.get_input_embeddings().shape == (61, 24)
+    part = "encoder" if "encoder" in model.params else "transformer"
+    embedding = model.get_input_embeddings()
+    assert embedding.shape == (61, 24)
+    assert embedding is model.params[part]["embeddings"]["embedding"]
 
 
 # ---- generation -----------------------------------------------------------------------------
@@ -127,29 +131,27 @@ def test_left_padding_is_each_prompt_alone(masked, causal, ids, is_causal):
     np.testing.assert_array_equal(model.generate(prompts, langs=langs, **FREE), batch)
 
 
-def chosen(model, ids, langs, lang):
-    """The best next token of each row, by calling the model."""
-    last = np.full((len(ids), 1), lang)
-    if model.config.is_causal:
-        return model(ids, np.ones(ids.shape), langs).logits[:, -1].argmax(-1)
-    ids = jnp.pad(ids, ((0, 0), (0, 1)), constant_values=model.config.mask_token_id)
-    langs = np.concatenate([langs, last], 1)
-    return model(ids, np.ones(ids.shape), langs).logits[:, -1].argmax(-1)
+def next_logits(model, ids, langs):
+    """The scores of each row's next token, by calling the model."""
+    if not model.config.is_causal:
+        ids = jnp.pad(ids, ((0, 0), (0, 1)), constant_values=model.config.mask_token_id)
+        langs = np.pad(langs, ((0, 0), (0, 1)), mode="edge")
+    return model(ids, np.ones(ids.shape), langs).logits[:, -1]
 
 
 @pytest.mark.parametrize("options", [{"causal": True}, {"mask_token_id": 5}])
-def test_greedy_is_the_argmax_of_the_model(options, ids):
+def test_scores_are_those_of_the_model(options, ids):
     model = make_xlm(n_layers=1, **options)
     langs = np.arange(14).reshape(2, 7) % 3
     langs[:, -1] = 1  # new tokens have the language of the last one
-    found = np.asarray(model.generate(ids, langs=langs, **FREE))
+    more = {"return_dict_in_generate": True, "output_scores": True, **FREE}
+    found = model.generate(ids, langs=langs, **more)
     for column in (7, 10):
         so_far = np.pad(langs, ((0, 0), (0, column - 7)), mode="edge")
-        best = chosen(model, found[:, :column], so_far, 1)
-        np.testing.assert_array_equal(found[:, column], best)
-    default = np.asarray(model.generate(ids, **FREE))
-    np.testing.assert_array_equal(default, model.generate(ids, langs="de", **FREE))
-    assert (default != found).any()
+        close(found.scores[column - 7], next_logits(model, found.sequences[:, :column], so_far))
+    default = model.generate(ids, **more)
+    close(default.scores, model.generate(ids, langs="de", **more).scores)
+    assert far(default.scores, found.scores)
 
 
 def test_up_to_the_last_position(masked, causal):
@@ -160,8 +162,8 @@ def test_up_to_the_last_position(masked, causal):
             options = {"max_length": most, "eos_token_id": None, "use_cache": use_cache}
             found = np.asarray(model.generate(ids, **options))
             zeros = np.zeros((2, most - 1), int)
-            best = jax.jit(lambda i, m=model, z=zeros: chosen(m, i, z, 0))(found[:, :-1])
-            np.testing.assert_array_equal(found[:, -1], best)
+            logits = jax.jit(lambda i, m=model, z=zeros: next_logits(m, i, z))(found[:, :-1])
+            np.testing.assert_array_equal(found[:, -1], logits.argmax(-1))
         with pytest.raises(ConfigError, match="needs 38 positions, max_position_embeddings is 37"):
             model.generate(ids, max_length=most + 1)
 
@@ -310,6 +312,7 @@ def test_a_translation_depends_on_neither_neighbours_nor_buckets(ids, beams):
     width = alone.shape[1]
     np.testing.assert_array_equal(both[1:, :width], alone)
     assert (both[1, width:] == 2).all()
+    assert ((both == 1).sum(-1) == 2).all()  # an end token at both ends
     call = jax.jit(lambda p, i, m: model.generate(i, m, [0, 1], params=p, **options))
     inside = np.asarray(call(model.params, ids, mask))
     assert inside.shape == (2, 9)
