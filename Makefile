@@ -68,8 +68,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setup 2/3: $(call torch_pin,constraints.txt) (a large download the first time)"
 	@$(BIN)/python $(PIP_INSTALL) "$(call torch_pin,constraints.txt)"
-	@echo "setup 3/3: xlmfam with TensorFlow, JAX and the test tools (some minutes the first time)"
-	@$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[all,test,lint]"
+	@echo "setup 3/3: xlmfam with TensorFlow, JAX, XLM's word splitters and the test tools (some minutes the first time)"
+	@$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[all,zh,ja,th,test,lint]"
 	@touch $@
 
 $(PEER4)/.installed: $(PEER4_REQUIREMENTS)

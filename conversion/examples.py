@@ -78,12 +78,11 @@ def _classes_of_texts(config: Any, rng: np.random.Generator, length: int) -> dic
     text = _text(config, rng, length)
     kind = config.problem_type or ("regression" if config.num_labels == 1 else None)
     if kind == "regression":
-        labels = rng.normal(size=(ROWS, config.num_labels)).astype(np.float32)
-    elif kind == "multi_label_classification":
-        labels = rng.integers(0, 2, (ROWS, config.num_labels)).astype(np.float32)
-    else:
-        labels = rng.integers(0, config.num_labels, ROWS)
-    return {**text, "labels": labels}
+        return {**text, "labels": rng.normal(size=(ROWS, config.num_labels)).astype(np.float32)}
+    if kind == "multi_label_classification":
+        several = rng.integers(0, 2, (ROWS, config.num_labels))
+        return {**text, "labels": several.astype(np.float32)}
+    return {**text, "labels": rng.integers(0, config.num_labels, ROWS)}
 
 
 def _choices(config: Any, rng: np.random.Generator, length: int) -> dict[str, np.ndarray]:

@@ -35,7 +35,7 @@ class Observation:
         backend: ``pt``, ``tf`` or ``flax``.
         states: (B, S, D) of the embeddings and of every layer, by their names.
         predictions: Logits, probabilities and the like by their names; none of a base model.
-        loss: Mean over the labels; for a base model a fixed sum over its hidden states.
+        loss: Mean over the labels; for a base model one over its hidden states.
         gradients: Gradient of the loss by canonical parameter name, in canonical layout.
         seconds: Time to load and run.
     """
@@ -210,7 +210,11 @@ def generate(
 
 
 def probe(shape: tuple[int, ...]) -> np.ndarray:
-    """Fixed weights that turn the hidden states of a model without a head into one number."""
+    """Fixed weights that turn the hidden states of a model without a head into one number.
+
+    Its loss is the mean square of the weighted states: a sum of terms of both signs would be
+    small and have large rounding errors.
+    """
     return np.random.default_rng(7).normal(size=shape).astype(np.float32)
 
 
@@ -255,7 +259,7 @@ class TorchRunner:
         import torch
 
         hidden = output.last_hidden_state * torch.from_numpy(mask[..., None])
-        return (hidden * torch.from_numpy(probe(tuple(hidden.shape)))).mean()
+        return (hidden * torch.from_numpy(probe(tuple(hidden.shape)))).square().mean()
 
     def array(self, value: Any) -> np.ndarray:
         """See `Runner`."""
@@ -303,7 +307,7 @@ class TensorFlowRunner:
 
         hidden = output.last_hidden_state
         weights = probe(tuple(hidden.shape)) * mask[..., None].astype(np.float32)
-        return hidden * tf.constant(weights)
+        return tf.square(hidden * tf.constant(weights))
 
     def array(self, value: Any) -> np.ndarray:
         """See `Runner`."""
@@ -353,7 +357,7 @@ class FlaxRunner:
 
     def _probed(self, output: Any, mask: Any) -> Any:
         hidden = output.last_hidden_state * mask[..., None]
-        return (hidden * probe(tuple(hidden.shape))).mean()
+        return ((hidden * probe(tuple(hidden.shape))) ** 2).mean()
 
     def array(self, value: Any) -> np.ndarray:
         """See `Runner`."""

@@ -11,11 +11,12 @@ import sys
 import pytest
 from tiny_checkpoints import change_json, make, make_arrays, make_config, save
 from tiny_tokenizer import make_tokenizer
+from tiny_xlm import make_xlm, make_xlm_tokenizer
 
-from xlmfam import __version__
+from xlmfam import AutoTokenizer, __version__
 from xlmfam.cli.main import COMMANDS, main
 from xlmfam.conversion import checksum
-from xlmfam.conversion.runners import installed_backends
+from xlmfam.conversion.runners import generate, installed_backends, load
 
 BACKENDS = installed_backends()
 needs_two = pytest.mark.skipif(len(BACKENDS) < 2, reason="needs two frameworks")
@@ -56,6 +57,23 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("with_tokenizer") / "model"
     tokenizer = make_tokenizer(folder)
     return make(folder, vocab_size=len(tokenizer), max_position_embeddings=64)
+
+
+@pytest.fixture(scope="module")
+def xlm(tmp_path_factory):
+    """Makes an XLM checkpoint of a class with a tokenizer, once."""
+    made, tokenizer = {}, make_xlm_tokenizer(tmp_path_factory.mktemp("xlm_tokenizer"))
+
+    def get(head="XLMWithLMHeadModel", **settings):
+        key = (head, *settings)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("xlm") / "model"
+            # With these weights, languages and beams make a difference.
+            seed = 1 if head == "XLMEncoderDecoder" else 0
+            made[key] = make_xlm(folder, tokenizer, head, seed=seed, **settings)
+        return made[key]
+
+    return get
 
 
 # ---- help ---------------------------------------------------------------------------------
@@ -246,6 +264,107 @@ def test_generate_refuses(refused, model, tmp_path):
     refused("no tokenizer", "generate", make(tmp_path / "bare"), "a")
     refused("temperature", "generate", model, "a", "--do-sample", "--temperature", -1)
     refused("no such folder", "generate", tmp_path / "nowhere", "a")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_generate_with_a_language(run, refused, model, xlm, backend):
+    words = ("generate", xlm(causal=True), "Der Hund", "--backend", backend, "--max-new-tokens", 6)
+    texts = {run(*words, "--lang", lang)[1] for lang in ("de", "en", "fr")}
+    assert len(texts) == 3
+    assert all(text.startswith("Der Hund") for text in texts)
+    # What the model itself writes, with no special tokens around the prompt.
+    tokenizer = AutoTokenizer.from_pretrained(xlm(causal=True))
+    prompt = tokenizer(["Der Hund"], add_special_tokens=False, return_tensors="np")
+    loaded = load(backend, xlm(causal=True))
+    ids = generate(backend, loaded, dict(prompt), max_new_tokens=6, langs="fr")
+    assert run(*words, "--lang", "fr")[1].rstrip("\n") == tokenizer.decode(
+        ids[0].tolist(), skip_special_tokens=True
+    )
+    refused(r"--lang xx: .* knows ar, de, el", *words, "--lang", "xx")
+    refused("does not go by languages", "generate", model, "a", "--lang", "de")
+
+
+def test_generate_needs_a_model_that_continues(refused, xlm):
+    refused("this is XLMModel", "generate", xlm("XLMModel"), "Der")
+    refused("use `xlmfam translate`", "generate", xlm("XLMEncoderDecoder"), "Der")
+
+
+# ---- fill ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fill(run, xlm, backend):
+    words = ("fill", xlm(), "Der <mask> schläft.", "--backend", backend, "--lang")
+    code, out, err = run(*words, "de", "--top-k", 3)
+    assert (code, err) == (0, "")
+    tokenizer = AutoTokenizer.from_pretrained(xlm())
+    text = f"Der {tokenizer.mask_token} schläft."
+    guesses = load(backend, xlm()).fill_mask(text, tokenizer, top_k=3, lang="de")
+    assert len(guesses) == 3
+    assert out.splitlines() == [
+        f"{guess['score']:7.2%}  {guess['token_str']}  |  {guess['sequence']}" for guess in guesses
+    ]
+    assert len(run(*words, "de")[1].splitlines()) == 5
+    assert run(*words, "fr")[1] != run(*words, "de")[1]
+    own = ("fill", xlm(), text, "--backend", backend, "--lang", "de", "--top-k", 3)
+    assert run(*own)[1] == out
+
+
+def test_fill_several_words(run, xlm):
+    code, out, _ = run("fill", xlm(), "Der <mask> schläft im <mask>.", "--top-k", 2)
+    assert code == 0
+    lines = out.splitlines()
+    assert [number for number, line in enumerate(lines) if line.startswith("<mask>")] == [0, 3]
+    assert len(lines) == 6
+
+
+def test_fill_refuses(refused, model, xlm):
+    refused("put <mask>", "fill", xlm(), "Der Hund")
+    refused("top_k must lie", "fill", xlm(), "Der <mask>", "--top-k", 5000)
+    refused("causal", "fill", xlm(causal=True), "Der <mask>")
+    refused("this is XLMModel", "fill", xlm("XLMModel"), "Der <mask>")
+    refused("no mask token|has none", "fill", model, "Der <mask>")
+    refused("--lang tlh", "fill", xlm(), "Der <mask>", "--lang", "tlh")
+    refused("'numpy'", "fill", xlm(), "Der <mask>", "--backend", "numpy")
+
+
+# ---- translate ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_translate(run, xlm, backend):
+    source = xlm("XLMEncoderDecoder")
+    words = ("translate", source, "Der Hund schläft.", "--backend", backend, "--from", "de", "--to")
+    tokenizer, translator = AutoTokenizer.from_pretrained(source), load(backend, source)
+
+    def expected(target, **options):
+        text = "Der Hund schläft."
+        return translator.translate(
+            text, tokenizer, source_lang="de", target_lang=target, max_length=9, **options
+        )
+
+    code, greedy, err = run(*words, "en", "--max-length", 9)
+    assert (code, err) == (0, "")
+    assert greedy == expected("en") + "\n"
+    assert run(*words, "fr", "--max-length", 9)[1] == expected("fr") + "\n" != greedy
+    beams = (*words, "en", "--max-length", 9, "--num-beams", 4, "--length-penalty", 2)
+    assert run(*beams)[1] == expected("en", num_beams=4, length_penalty=2.0) + "\n" != greedy
+
+
+def test_translate_says_the_same_in_all(run, xlm):
+    source = xlm("XLMEncoderDecoder")
+    words = ("translate", source, "The dog", "--from", "en", "--to", "de", "--num-beams", 3)
+    assert len({run(*words, "--max-length", 8, "--backend", b)[1] for b in BACKENDS}) == 1
+
+
+def test_translate_refuses(refused, xlm):
+    source = xlm("XLMEncoderDecoder")
+    refused("--to", "translate", source, "Der Hund", "--from", "de")
+    refused("--to xx: .* knows ar, de", "translate", source, "a", "--from", "de", "--to", "xx")
+    refused("--from xx: .* knows ar", "translate", source, "a", "--from", "xx", "--to", "de")
+    refused("TEXT is empty", "translate", source, " ", "--from", "de", "--to", "en")
+    refused("max_length", "translate", source, "a", "--from=de", "--to=en", "--max-length", 99)
+    refused("this is XLMWithLMHeadModel", "translate", xlm(), "a", "--from", "de", "--to", "en")
 
 
 def test_missing_framework(refused, model, monkeypatch):

@@ -18,16 +18,18 @@ from xlmfam.cli.charts import (
     line_chart,
     standalone,
 )
-from xlmfam.cli.report import (
+from xlmfam.cli.report import render_report, write_report
+from xlmfam.cli.report_data import (
     ChainStep,
     FamilySection,
+    Filling,
     Generation,
+    Guess,
     Heatmap,
     LossCurve,
     ReportData,
+    Score,
     Timing,
-    render_report,
-    write_report,
 )
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -89,6 +91,17 @@ def heatmap(**changes) -> Heatmap:
     return replace(heat, **changes)
 
 
+def filling(chance=0.75, **changes) -> Filling:
+    guesses = [Guess("Garten", chance), Guess("Haus", 0.004)]
+    filling = Filling(
+        "Der Hund schläft im ____.",
+        {"PyTorch": guesses, "Flax": [Guess("Garten", chance + 1e-6), guesses[1]]},
+        "German",
+        "Garten",
+    )
+    return replace(filling, **changes)
+
+
 def family(**changes) -> FamilySection:
     section = FamilySection(
         name="XGLM",
@@ -103,6 +116,8 @@ def family(**changes) -> FamilySection:
         generations=[
             Generation("كلب", {"PyTorch": "كلب ينام", "Flax": "كلب ينام"}, "Arabic"),
         ],
+        scores=[Score("Completed", "of what it read", 9, 10, check="remembers")],
+        fillings=[filling()],
         timings=[Timing("train", 87.6), Timing("verify", 12.3)],
     )
     return replace(section, **changes)
@@ -130,6 +145,8 @@ def test_all_facts_are_on_the_page():
         *("tf_model.h5", "model.safetensors", "abc123", "bit-exact", "1.50 s"),
         *("كلب", " ينام", "Arabic", "87.6 s", "12.3 s", "99.9 seconds in all"),
         *("2 of 2", "1 of 1", "Everything agrees"),
+        *("Completed", "9/10", "of what it read"),
+        *("German", "Garten ✓", "75%", "Haus", "<1%", "Der Hund schläft im"),
     ]
     assert [fact for fact in facts if fact not in text] == []
     assert "✗" not in text
@@ -164,6 +181,11 @@ def test_everything_is_escaped():
         chain=[ChainStep(HOSTILE, HOSTILE, HOSTILE, True)],
         generations=[Generation(HOSTILE, {HOSTILE: HOSTILE + "<b>"}, HOSTILE)],
         timings=[Timing(HOSTILE, 1.0)],
+        scores=[Score(HOSTILE, HOSTILE, 1, 1, check=HOSTILE)],
+        fillings=[
+            Filling(HOSTILE, {HOSTILE: [Guess(HOSTILE, 0.5)], "b": []}, HOSTILE, HOSTILE),
+            Filling(HOSTILE, {HOSTILE: [Guess(HOSTILE, 0.5)]}, HOSTILE),
+        ],
     )
     strings = dict.fromkeys(("title", "subtitle", "created", "command"), HOSTILE)
     html = render_report(report(section, versions={HOSTILE: HOSTILE}, **strings))
@@ -180,7 +202,7 @@ def test_dollar_signs_are_only_text():
 
 def test_right_to_left_text_sets_its_own_direction():
     html = render_report(report())
-    assert html.count('<p dir="auto">') == 2
+    assert html.count('<p dir="auto">') == 3
     assert '<bdi class="prompt">كلب</bdi>' in html
 
 
@@ -215,6 +237,36 @@ def test_heatmap_of_the_wrong_shape_is_refused():
         heatmap(values=[[0.0, 0.0]])
 
 
+UNEQUAL_WORDS = Filling("a", {"x": [Guess("b", 0.5)], "y": [Guess("c", 0.5)]})
+UNEQUAL_CHANCES = Filling("a", {"x": [Guess("b", 0.5)], "y": [Guess("b", 0.501)]})
+
+
+def test_guesses_that_differ_are_shown_for_each_backend():
+    equal = render_report(report(family(fillings=[filling()])))
+    assert equal.count('<ol class="guesses">') == 1
+    html = render_report(report(family(fillings=[UNEQUAL_WORDS])))
+    assert html.count('<ol class="guesses">') == 2
+    text = " ".join(check(html).text)
+    assert "the backends differ" in text
+    assert text.index(" x ") < text.index(" b ") < text.index(" y ") < text.index(" c ")
+
+
+def test_words_known_by_their_language_alone_stand_apart():
+    alone = filling(text="____ ____.", answer="")
+    page = render_report(report(family(fillings=[filling(), alone])))
+    text = " ".join(check(page).text)
+    assert text.index("What it fills in") < text.index("only the language is known")
+    assert page.count('class="right"') == 1
+    page = render_report(report(family(fillings=[alone])))
+    assert "What it fills in" not in page
+
+
+def test_a_chance_is_as_long_as_it_is_likely():
+    page = render_report(report(family(fillings=[filling(0.25)])))
+    assert 'style="width:25.0%"' in page
+    assert 'style="width:0.4%"' in page
+
+
 @pytest.mark.parametrize(
     ("changes", "check_name"),
     [
@@ -224,6 +276,12 @@ def test_heatmap_of_the_wrong_shape_is_refused():
         ({"chain": [ChainStep("Flax", "f", "c", False)]}, "conversions are bit-exact"),
         ({"generations": [Generation("a", {"x": "a b", "y": "a c"})]}, "same text everywhere"),
         ({"generations": [Generation("a", {})]}, "same text everywhere"),
+        ({"scores": [Score("a", "b", 7, 10, check="remembers")]}, "remembers"),
+        ({"scores": [Score("a", "b", 0, 0, check="remembers")]}, "remembers"),
+        ({"fillings": [Filling("a", {})]}, "same guesses everywhere"),
+        ({"fillings": [Filling("a", {"x": [], "y": []})]}, "same guesses everywhere"),
+        ({"fillings": [UNEQUAL_WORDS]}, "same guesses everywhere"),
+        ({"fillings": [UNEQUAL_CHANCES]}, "same guesses everywhere"),
     ],
 )
 def test_each_check_can_fail_and_says_so(changes, check_name):

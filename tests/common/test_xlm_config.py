@@ -219,6 +219,8 @@ def test_values_that_describe_no_model(settings, message):
         {"summary_activation": ""},
         {"pruned_heads": {"2": [0, 1, 2, 3]}},
         {"pad_index": 52},
+        {"pad_index": 0},
+        *({"summary_type": name} for name in ("first", "last", "mean", "cls_index")),
     ],
 )
 def test_values_at_the_edge_that_do_describe_one(settings):

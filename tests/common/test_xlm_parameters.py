@@ -114,6 +114,10 @@ def test_pruning_spares_what_looks_at_the_source():
     }
 
 
+def test_cutoffs_that_are_not_used_make_no_clusters():
+    assert set(expand(asm_cutoffs=[11, 29])) == set(expand())
+
+
 @pytest.mark.parametrize(
     ("head", "name"),
     [(BASE, "embeddings.weight"), (LM, "transformer.embeddings.weight"), (BOTH, None)],
@@ -164,6 +168,11 @@ def test_tf_model_h5_lists_no_tied_projection(tmp_path):
         ({"tie_word_embeddings": False}, "pred_layer.proj.weight", "pred_layer_._proj/kernel"),
         (
             {},
+            "transformer.position_embeddings.weight",
+            "transformer/position_embeddings/embeddings",
+        ),
+        (
+            {"sinusoidal_embeddings": True},
             "transformer.position_embeddings.weight",
             "transformer/position_embeddings/embeddings",
         ),
@@ -293,6 +302,16 @@ def test_partition():
         "pred_layer.proj.tail.0.1.weight": ("model", None),
     }
     assert {name: partition(parameters[name], "canonical") for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("head", [BASE, *TABLE.heads])
+def test_every_axis_is_one_that_rules_can_name(head):
+    known = {"vocab", "embed", "heads", "mlp", "rows", "labels"}
+    for name, p in expand(head).items():
+        assert set(p.axes) <= known, name
+        assert len(p.axes) == len(p.shape), name
+        widths = {length for length, axis in zip(p.shape, p.axes, strict=True) if axis == "embed"}
+        assert widths <= {20, 40}, f"{name}: emb_dim, or twice as much for a pair"
 
 
 def test_linear_styles():

@@ -50,13 +50,15 @@ def make_arrays(config, head="XGLMForCausalLM", seed=0):
     """Random values for every parameter but sinusoids, by canonical name."""
     rng = np.random.default_rng(seed)
     parameters = table_of(config.model_type).expand(config, head)
-    return {
-        name: rng.normal(0, 0.3, p.shape).astype(np.float32)
-        if p.init != "sinusoids"
-        else interleaved_sinusoids(*p.shape)
-        for name, p in parameters.items()
-        if p.tied_to is None
-    }
+    return {name: _array(p, rng) for name, p in parameters.items() if p.tied_to is None}
+
+
+def _array(parameter, rng):
+    if parameter.init == "sinusoids":
+        return interleaved_sinusoids(*parameter.shape)
+    # Norms about 1: smaller ones would make what lies before them too faint to be seen.
+    mean = 1.0 if parameter.init == "ones" else 0.0
+    return rng.normal(mean, 0.3, parameter.shape).astype(np.float32)
 
 
 def save(folder, arrays, config, head="XGLMForCausalLM", format="safetensors", **kwargs):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from tf_models import build_xlm, randomised
+from tf_models import build_xlm
 from tolerances import MODEL
 
 from xlmfam import tf as xlm
@@ -441,7 +441,7 @@ def test_question_answering_refuses_what_cannot_be(ids):
 def test_half_precision_is_finite_and_near(ids, mask, class_name, policy_name):
     sizes = {"start_n_top": 2, "end_n_top": 2}
     full = build_xlm(class_name, **sizes)
-    half = randomised(type(full)(full.config, dtype=policy_name))
+    half = build_xlm(class_name, dtype=policy_name, **sizes)
     p_mask = {"p_mask": 1 - mask} if class_name == "XLMForQuestionAnswering" else {}
     came = tf.cast(half(ids, mask, **p_mask)[0], tf.float32)
     assert np.isfinite(came).all()
@@ -453,12 +453,15 @@ def test_half_precision_is_finite_and_near(ids, mask, class_name, policy_name):
 
 def test_new_tokens_speak_the_language_of_their_prompt(causal, ids):
     options = {"max_new_tokens": 4, "do_sample": False}
-    both = causal.generate(ids, langs=["de", "fr"], **options)
-    for row, lang in enumerate(("de", "fr")):
+    both = causal.generate(ids, langs=["fr", "de"], **options)
+    for row, lang in enumerate(("fr", "de")):
         alone = causal.generate(ids[row : row + 1], langs=lang, **options)
         np.testing.assert_array_equal(both[row], alone[0])
-    again = causal.generate(ids, langs=["de", "fr"], use_cache=False, **options)
+    again = causal.generate(ids, langs=["fr", "de"], use_cache=False, **options)
     np.testing.assert_array_equal(both, again)
+    # What the whole text says, each row in its language, is what came step by step.
+    said = tf.argmax(causal(both, langs=["fr", "de"]).logits, -1)
+    np.testing.assert_array_equal(said[:, 6:-1], both[:, 7:])
 
 
 def test_calls_of_similar_lengths_share_a_graph(masked, ids):
@@ -467,6 +470,12 @@ def test_calls_of_similar_lengths_share_a_graph(masked, ids):
     traces = masked.generation_traces() - before
     masked.generate(ids[:, :5], langs=["fr", "en"], max_new_tokens=4)
     assert masked.generation_traces() - before == traces > 0
+    # Each of them is what hides behind a mask token.
+    for length in (7, 8, 9):
+        so_far = tf.pad(first[:, :length], [[0, 0], [0, 1]])
+        assert masked.config.mask_token_id == 0
+        guessed = tf.argmax(masked(so_far, langs="de").logits[:, -1], -1)
+        np.testing.assert_array_equal(first[:, length], guessed)
     compiled = masked.generate(ids, langs="de", max_new_tokens=3, jit_compile=True)
     np.testing.assert_array_equal(compiled, first)
 

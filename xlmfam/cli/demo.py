@@ -13,23 +13,19 @@ from typing import TYPE_CHECKING, Any
 from xlmfam.cli.options import new_command, preload
 
 if TYPE_CHECKING:
-    from xlmfam.cli.demo_training import Size
-    from xlmfam.cli.report import FamilySection, Timing
+    from xlmfam.cli.report_data import FamilySection, Timing
 
 DESCRIPTION = """\
-Everything xlmfam does, once: trains a tokenizer and a small XGLM on a text in thirteen languages
-with Keras `fit`, saves it, converts it TensorFlow -> PyTorch -> Flax -> TensorFlow and shows that
-not a bit has changed, compares logits, hidden states, loss and gradients across the three,
-generates the same text in the three, and writes a report to look at. Needs no network and all
-three frameworks; takes a few minutes. Exits with 1 when anything does not hold."""
+Everything xlmfam does, once for XGLM and once for XLM: trains a tokenizer and a small model on a
+text in thirteen languages with Keras `fit`, saves it, converts it TensorFlow -> PyTorch -> Flax ->
+TensorFlow and shows that not a bit has changed, compares logits, hidden states, loss and gradients
+across the three, continues sentences with XGLM and fills in hidden words with XLM alike in the
+three, and writes a report to look at. Needs no network and all three frameworks; takes a few
+minutes. Exits with 1 when anything does not hold."""
 
 EXAMPLES = """\
   xlmfam demo
   xlmfam demo --quick --output /tmp/demo"""
-
-TOLERANCE = 5e-5
-NEW_TOKENS = 40
-SHOWN_GROUP = 4  # of the corpus: the sentences whose continuations the report shows
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -44,7 +40,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="folder for checkpoints and report.html (default demo_output)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a tiny model on a tenth of the text, half a minute"
+        "--quick", action="store_true", help="tiny models on a tenth of the text, about a minute"
     )
     parser.add_argument("--seed", type=int, default=0, help="of training (default 0)")
     return parser
@@ -54,19 +50,21 @@ class Steps:
     """Says what is going on, and keeps how long it took.
 
     Args:
+        family: Whose steps they are.
         total: Number of steps.
     """
 
-    def __init__(self, total: int):
-        self.total = total
+    def __init__(self, family: str, total: int):
+        self.family, self.total = family, total
         self.timings: list[Timing] = []
 
     @contextmanager
     def step(self, announcement: str, label: str) -> Iterator[None]:
         """Announce and time one step; the report calls it ``label``."""
-        from xlmfam.cli.report import Timing
+        from xlmfam.cli.report_data import Timing
 
-        print(f"[{len(self.timings) + 1}/{self.total}] {announcement} ...", flush=True)
+        number = f"{len(self.timings) + 1}/{self.total}"
+        print(f"[{self.family} {number}] {announcement} ...", flush=True)
         started = time.perf_counter()
         yield
         seconds = time.perf_counter() - started
@@ -76,8 +74,8 @@ class Steps:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from xlmfam.cli.demo_training import FULL, QUICK
-    from xlmfam.cli.report import ReportData, write_report
+    from xlmfam.cli.report import write_report
+    from xlmfam.cli.report_data import ReportData
     from xlmfam.conversion.runners import BACKENDS, require_backend
 
     for backend in BACKENDS:
@@ -87,77 +85,31 @@ def run(args: argparse.Namespace) -> int:
     if not args.debug:
         preload(BACKENDS)
     started = time.perf_counter()
-    section = run_family(folder, QUICK if args.quick else FULL, args.seed)
     data = ReportData(
-        title="xlmfam: one model, three frameworks",
-        subtitle="A small XGLM, trained from nothing with Keras, carried from TensorFlow to "
-        "PyTorch to Flax and back, and held against itself all the way.",
-        sections=[section],
+        title="xlmfam: two models, three frameworks",
+        subtitle="A small XGLM and a small XLM, trained from nothing with Keras, carried from "
+        "TensorFlow to PyTorch to Flax and back, and held against themselves all the way.",
+        sections=run_families(folder, args.quick, args.seed),
         created=time.strftime("%Y-%m-%d %H:%M"),
         command="xlmfam demo" + (" --quick" if args.quick else ""),
         versions=_versions(),
     )
     report = write_report(folder / "report.html", data)
-    _summarise(section, report, time.perf_counter() - started)
+    for section in data.sections:
+        _summarise(section)
+    print(f"\n{report} has it all ({time.perf_counter() - started:.0f} s)")
     return 0 if data.passed else 1
 
 
-def run_family(folder: Path, size: Size, seed: int) -> FamilySection:
-    """Train, convert, verify and generate; return what the report says of it."""
-    from xlmfam.cli import demo_checks as checks
-    from xlmfam.cli import demo_text as text
-    from xlmfam.cli import demo_training as training
-    from xlmfam.cli.report import FamilySection, Heatmap, LossCurve
-    from xlmfam.conversion import verify
-    from xlmfam.conversion.runners import FRAMEWORKS
+def run_families(folder: Path, quick: bool, seed: int) -> list[FamilySection]:
+    """Do it all with each family; return what the report says of them."""
+    from xlmfam.cli import demo_xglm, demo_xlm
 
-    steps = Steps(7)
-    with steps.step("Training a tokenizer", "tokenizer"):
-        sentences = text.read_corpus(size.groups)
-        tokenizer = text.train_tokenizer(sentences, folder / "model", size.pieces)
-        rows = text.training_rows(tokenizer, sentences)
-        prompts = text.shown_prompts(tokenizer, sentences, SHOWN_GROUP)
-        sampled = text.sampled_prompts(tokenizer, sentences, size.sampled, seed)
-    with steps.step("Training the model with Keras fit", "Keras fit"):
-        config = training.make_config(size, tokenizer, max(map(len, rows)))
-        trained = training.train(config, rows, size, seed)
-        trained.model.save_pretrained(folder / "model")
-    with steps.step("Converting through the frameworks", "conversions"):
-        chain, last = checks.run_chain(trained.model, folder / "checkpoints", tokenizer)
-    with steps.step("Comparing the frameworks", "comparison"):
-        verification = verify(
-            last, inputs=checks.sentences_batch(rows, tokenizer), tolerance=TOLERANCE
-        )
-    outputs: dict[str, list[str]] = {}
-    asked = [*prompts, *sampled]
-    for backend in checks.BACKENDS:
-        how = " under jax.jit" if backend == "flax" else ""
-        name = FRAMEWORKS[backend]
-        with steps.step(f"Generating in {name}{how}", f"text, {name}"):
-            outputs[name] = checks.continuations(backend, last, tokenizer, asked, NEW_TOKENS)
-    generations = checks.as_generations(asked, outputs)
-    # Few are enough to look at; but what differs is not to be hidden.
-    shown = [g for i, g in enumerate(generations) if i < len(prompts) or not g.equal]
-    different = sum(not generation.equal for generation in generations)
-    said = f"{different} differ" if different else "they are the same in the three frameworks"
-    return FamilySection(
-        name="XGLM",
-        parameters=trained.model.num_parameters(),
-        description=f"{size.layers} layers of width {size.width}, trained for {size.epochs} epochs "
-        f"on {len(sentences):,} sentences in {len(text.LANGUAGES)} languages with a sentencepiece "
-        f"vocabulary of {len(tokenizer):,}. It continued {len(asked)} prompts: {said}.",
-        loss=LossCurve(trained.losses, len(tokenizer), size.goal, trained.final),
-        recall=checks.recall(sampled, outputs, len(prompts)),
-        heatmap=Heatmap(
-            rows=verification.fields,
-            columns=[f"{FRAMEWORKS[a]} – {FRAMEWORKS[b]}" for a, b in verification.pairs],
-            values=verification.matrix(),
-            tolerance=verification.tolerance,
-        ),
-        chain=chain,
-        generations=shown,
-        timings=steps.timings,
-    )
+    sizes = [(f.QUICK if quick else f.FULL) for f in (demo_xglm, demo_xlm)]
+    return [
+        demo_xglm.run_xglm(folder / "xglm", sizes[0], seed, Steps("XGLM", demo_xglm.STEPS)),
+        demo_xlm.run_xlm(folder / "xlm", sizes[1], seed, Steps("XLM", demo_xlm.STEPS)),
+    ]
 
 
 def _check_output(folder: Path) -> None:
@@ -175,24 +127,25 @@ def _versions() -> dict[str, str]:
     return {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in names}
 
 
-def _summarise(section: FamilySection, report: Path, seconds: float) -> None:
+def _summarise(section: FamilySection) -> None:
     """Print what came out, in a few lines."""
     loss, heat = section.loss, section.heatmap
     assert loss is not None
     assert heat is not None
-    different = sum(not generation.equal for generation in section.generations)
-    recall = section.recall
-    assert recall is not None
     chain = " -> ".join(step.framework for step in section.chain)
     lines = [
         ("trained", f"loss {loss.final:.3f} (guessing: {loss.guessing:.2f})", loss.passed),
         ("converted", f"{chain}, bit for bit", all(step.exact for step in section.chain)),
         ("verified", f"largest difference {heat.largest:.1e}", heat.passed),
-        ("generated", f"{different or 'no'} texts differ between the three", different == 0),
-        ("learned", f"{recall.completed} of {recall.asked} sentences completed", recall.passed),
     ]
-    print()
+    for what, parts in (("texts", section.generations), ("guesses", section.fillings)):
+        if parts:
+            different = sum(not part.equal for part in parts)
+            said = f"{different or 'no'} {what} differ between the three"
+            lines.append(("compared", said, not different))
+    for score in section.scores:
+        lines.append(("learned", f"{score.right} of {score.asked} {score.what}", score.passed))
+    print(f"\n{section.name}")
     for label, text, good in lines:
         print(f"  {'ok' if good else 'FAILED':6}  {label:9}  {text}")
-    print(f"\n{section.description}")
-    print(f"\n{report} has it all ({seconds:.0f} s)")
+    print(f"{section.description}")

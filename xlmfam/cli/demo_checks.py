@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xlmfam.cli.demo_text import IGNORED, Prompt, padded
-from xlmfam.cli.report import ChainStep, Generation, Recall
+from xlmfam.cli.report_data import ChainStep, Generation, Heatmap, Score
 
 # Framework, its own file format, and how the report calls the stop.
 STOPS = (
@@ -20,6 +20,7 @@ STOPS = (
     ("tf", "safetensors", "TensorFlow again"),
 )
 BACKENDS = ("pt", "tf", "flax")
+TOLERANCE = 5e-5
 
 
 def run_chain(model: Any, folder: Path, tokenizer: Any) -> tuple[list[ChainStep], Path]:
@@ -60,6 +61,20 @@ def run_chain(model: Any, folder: Path, tokenizer: Any) -> tuple[list[ChainStep]
         )
     assert saved is not None
     return steps, saved
+
+
+def compare(checkpoint: Path, inputs: Mapping[str, np.ndarray]) -> Heatmap:
+    """Run a checkpoint in the three frameworks; return how far they are apart."""
+    from xlmfam.conversion import verify
+    from xlmfam.conversion.runners import FRAMEWORKS
+
+    verification = verify(checkpoint, inputs=inputs, tolerance=TOLERANCE)
+    return Heatmap(
+        rows=verification.fields,
+        columns=[f"{FRAMEWORKS[a]} – {FRAMEWORKS[b]}" for a, b in verification.pairs],
+        values=verification.matrix(),
+        tolerance=verification.tolerance,
+    )
 
 
 def sentences_batch(
@@ -112,7 +127,7 @@ def as_generations(
     ]
 
 
-def recall(prompts: Sequence[Prompt], outputs: Mapping[str, Sequence[str]], skipped: int) -> Recall:
+def recall(prompts: Sequence[Prompt], outputs: Mapping[str, Sequence[str]], skipped: int) -> Score:
     """Count the sentences that every framework completes to the letter.
 
     Args:
@@ -124,4 +139,10 @@ def recall(prompts: Sequence[Prompt], outputs: Mapping[str, Sequence[str]], skip
         all(texts[skipped + index] == prompt.sentence for texts in outputs.values())
         for index, prompt in enumerate(prompts)
     )
-    return Recall(completed, len(prompts))
+    return Score(
+        "Completed",
+        "sentences, from their first half",
+        completed,
+        len(prompts),
+        check="remembers its text",
+    )

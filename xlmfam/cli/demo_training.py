@@ -1,16 +1,16 @@
-"""The demo's training: a small XGLM with Keras ``fit``."""
+"""The demo's training: small models with Keras ``fit``."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from xlmfam.cli.demo_text import padded
+Batch = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Size:
         epochs: Times through the text.
         rate: Highest learning rate.
         goal: Mean training loss that counts as learned, in nats per token.
-        sampled: Sentences whose second half is asked for after training.
+        sampled: Sentences that the trained model is to complete.
     """
 
     groups: int | None
@@ -40,10 +40,6 @@ class Size:
     rate: float
     goal: float
     sampled: int
-
-
-FULL = Size(None, 2000, 128, 3, 4, 64, 20, 4e-3, 1.0, 130)
-QUICK = Size(10, 700, 64, 2, 4, 26, 30, 8e-3, 1.0, 26)
 
 
 @dataclass(frozen=True)
@@ -61,41 +57,17 @@ class Trained:
     final: float
 
 
-def make_config(size: Size, tokenizer: Any, longest: int) -> Any:
-    """Return the config of the demo's model."""
-    from xlmfam import XGLMConfig
-
-    return XGLMConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=max(64, 2 * longest),
-        d_model=size.width,
-        ffn_dim=4 * size.width,
-        num_layers=size.layers,
-        attention_heads=size.heads,
-        # A text this small is to be learned by heart, so nothing is dropped.
-        dropout=0.0,
-        attention_dropout=0.0,
-        init_std=size.width**-0.5 / 2,
-    )
-
-
-def train(config: Any, rows: Sequence[Sequence[int]], size: Size, seed: int) -> Trained:
+def train(model: Any, data: Any, size: Size) -> Trained:
     """Train a model with ``compile()`` and ``fit``, on its own loss.
 
     Args:
-        config: Of the model.
-        rows: The ids of every sentence.
+        model: The Keras model.
+        data: Its batches, see `batches_of`.
         size: How long to train.
-        seed: Of initial values and shuffling.
     """
     import keras
 
-    from xlmfam.tf import XGLMForCausalLM
-
-    keras.utils.set_random_seed(seed)
-    model = XGLMForCausalLM.from_config(config)
-    data = batches_of(rows, size.batch, config.pad_token_id, seed)
-    steps = size.epochs * math.ceil(len(rows) / size.batch)
+    steps = size.epochs * int(data.cardinality())
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps, alpha=0.02, warmup_target=size.rate, warmup_steps=max(1, steps // 12)
     )
@@ -114,25 +86,30 @@ def train(config: Any, rows: Sequence[Sequence[int]], size: Size, seed: int) -> 
     return Trained(model, recorder.losses, float(final))
 
 
-def batches_of(rows: Sequence[Sequence[int]], batch: int, pad: int, seed: int) -> Any:
+def batches_of(
+    rows: Sequence[Sequence[int]],
+    batch: int,
+    make: Callable[[list[int], np.random.Generator], Batch],
+    seed: int,
+) -> Any:
     """Return a ``tf.data.Dataset`` of batches of about equal lengths, new ones in every epoch.
 
     Args:
         rows: The ids of every sentence.
         batch: Sentences in a batch.
-        pad: The id of padding.
+        make: Makes a batch of some rows, by their numbers.
         seed: Of shuffling.
     """
     import tensorflow as tf
 
     rng = np.random.default_rng(seed)
 
-    def epoch() -> Iterator[dict[str, np.ndarray]]:
-        order = sorted(rng.permutation(len(rows)), key=lambda index: len(rows[index]))
+    def epoch() -> Iterator[Batch]:
+        order = sorted(rng.permutation(len(rows)).tolist(), key=lambda index: len(rows[index]))
         for start in rng.permutation(range(0, len(rows), batch)):
-            yield padded([rows[index] for index in order[start : start + batch]], pad)
+            yield make(order[start : start + batch], rng)
 
-    names = padded([rows[0]], pad)
+    names = make([0], np.random.default_rng(seed))
     signature = {name: tf.TensorSpec((None, None), tf.int64, name) for name in names}
     data = tf.data.Dataset.from_generator(epoch, output_signature=signature)
     count = math.ceil(len(rows) / batch)

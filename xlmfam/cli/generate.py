@@ -15,6 +15,7 @@ checkpoint's generation_config.json."""
 EXAMPLES = """\
   xlmfam generate facebook/xglm-564M "Hello, my name is"
   xlmfam generate my-model "Es war einmal" --backend flax --num-beams 4
+  xlmfam generate FacebookAI/xlm-clm-ende-1024 "Das Wetter ist" --lang de
   xlmfam generate my-model "我叫" --do-sample --temperature 0.8 --top-p 0.9 --seed 1 --stream"""
 
 
@@ -23,11 +24,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = options.new_command(subparsers, "generate", "continue a prompt", DESCRIPTION, EXAMPLES)
     options.add_source(parser)
     parser.add_argument("prompt", metavar="PROMPT", help="the text to continue")
-    parser.add_argument(
-        "--backend",
-        choices=options.BACKENDS,
-        help="pt (PyTorch), tf (TensorFlow) or flax (default: the first that is installed)",
-    )
+    options.add_backend_option(parser)
+    options.add_lang_option(parser)
     parser.add_argument(
         "--max-new-tokens", type=options.positive_int, default=40, metavar="N", help="default 40"
     )
@@ -50,39 +48,43 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from xlmfam.conversion.runners import generate, load, require_backend
+    from xlmfam.conversion.runners import generate
 
-    backend = args.backend or _first_backend()
-    require_backend(backend)
+    backend = options.chosen_backend(args, "generate")
     _check(args, backend)
-    hub = options.hub_options(args)
-    tokenizer = _tokenizer(args.source, hub)  # first: it is quick, and may be missing
-    if not args.debug:
-        options.preload([backend])
-    model = load(backend, args.source, **hub)
-    encoded = tokenizer([args.prompt], return_tensors="np")
-    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-    extra: dict[str, Any] = {}
+    tokenizer = options.load_tokenizer(args, "generate")  # first: it is quick, and may be missing
+    options.check_lang("--lang", args.lang, args.source, tokenizer)
+    model = options.load_model(args, backend)
+    _require_continuing(model)
+    extra = _given(args)
+    if args.lang is not None and model.config.uses_languages:
+        extra["langs"] = args.lang
     if args.stream:
         from xlmfam.pt import TextStreamer
 
         extra["streamer"] = TextStreamer(tokenizer, skip_special_tokens=True)
-    ids = generate(backend, model, inputs, **_given(args), **extra)
+    ids = generate(backend, model, _inputs(tokenizer, args), **extra)
     if not args.stream:
         print(tokenizer.decode([int(token) for token in ids[0]], skip_special_tokens=True))
     return 0
 
 
-def _first_backend() -> str:
-    from xlmfam.common.errors import MissingPackageError
-    from xlmfam.conversion.runners import installed_backends
+def _require_continuing(model: Any) -> None:
+    from xlmfam.common.errors import XlmfamError
 
-    installed = installed_backends()
-    if not installed:
-        raise MissingPackageError(
-            "torch", "generate", 'pip install "xlmfam[pt]" (or [tf], or [flax])'
-        )
-    return installed[0]
+    options.require_method(model, "generate", "generate", "a model with a language-modelling head")
+    if hasattr(model, "translate"):
+        raise XlmfamError(f"{model.table_class} translates: use `xlmfam translate`")
+
+
+def _inputs(tokenizer: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """The prompt's ids and their mask."""
+    call: dict[str, Any] = {}
+    if options.takes_languages(tokenizer):
+        # An end behind the prompt, which XLM's tokenizer puts, would be the end of the text.
+        call = {"add_special_tokens": False, "lang": args.lang}
+    encoded = tokenizer([args.prompt], return_tensors="np", **call)
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
 def _check(args: argparse.Namespace, backend: str) -> None:
@@ -107,18 +109,3 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     names = ("max_new_tokens", "num_beams", "temperature", "top_k", "top_p", "seed")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return {**given, "do_sample": True} if args.do_sample else given
-
-
-def _tokenizer(source: str, hub: dict[str, Any]) -> Any:
-    from pathlib import Path
-
-    from xlmfam import AutoTokenizer
-    from xlmfam.common.errors import XlmfamError
-
-    path = Path(source).expanduser()
-    try:
-        return AutoTokenizer.from_pretrained(path.parent if path.is_file() else source, **hub)
-    except XlmfamError as error:
-        raise XlmfamError(
-            f"{source} has no tokenizer that can be used, and generate needs one: {error}"
-        ) from error

@@ -16,11 +16,11 @@ from typing import NoReturn
 from xlmfam import __version__
 from xlmfam.cli.options import note, quiet_frameworks
 
-COMMANDS = ("convert", "verify", "inspect", "generate", "demo")
+COMMANDS = ("convert", "verify", "inspect", "generate", "fill", "translate", "demo")
 
 DESCRIPTION = """\
-Work with checkpoints of XGLM (and, soon, XLM, X-MOD and Transformer-XL) in PyTorch, TensorFlow and
-Flax: move them between frameworks, prove that nothing was lost, look into them, run them."""
+Work with checkpoints of XGLM and XLM (and, soon, X-MOD and Transformer-XL) in PyTorch, TensorFlow
+and Flax: move them between frameworks, prove that nothing was lost, look into them, run them."""
 
 EXAMPLES = """\
 examples:
@@ -29,6 +29,8 @@ examples:
   xlmfam verify xglm-tf
   xlmfam inspect facebook/xglm-564M
   xlmfam generate facebook/xglm-564M "Hello, my name is" --backend flax
+  xlmfam fill FacebookAI/xlm-mlm-ende-1024 "Berlin is the <mask> of Germany." --lang en
+  xlmfam translate my-xlm-mt "Der Hund schläft." --from de --to en
 
 `xlmfam COMMAND --help` says more about each."""
 

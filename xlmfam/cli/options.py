@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 FORMATS = ("safetensors", "pt", "tf", "flax")
@@ -64,6 +65,101 @@ def add_class_option(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="class of the checkpoint, e.g. XGLMModel, where config.json does not say",
     )
+
+
+def add_backend_option(parser: argparse.ArgumentParser) -> None:
+    """Add the framework to run in."""
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="pt (PyTorch), tf (TensorFlow) or flax (default: the first that is installed)",
+    )
+
+
+def add_lang_option(parser: argparse.ArgumentParser) -> None:
+    """Add the language of the text."""
+    parser.add_argument(
+        "--lang", metavar="CODE", help="language of the text, for models that ask (XLM): de, en ..."
+    )
+
+
+def chosen_backend(args: argparse.Namespace, command: str) -> str:
+    """Return the backend that was asked for, or the first that is installed.
+
+    Raises:
+        MissingPackageError: Where it is not installed, or none is.
+    """
+    from xlmfam.common.errors import MissingPackageError
+    from xlmfam.conversion.runners import installed_backends, require_backend
+
+    if args.backend:
+        require_backend(args.backend)
+        return args.backend
+    installed = installed_backends()
+    if not installed:
+        raise MissingPackageError("torch", command, 'pip install "xlmfam[pt]" (or [tf], or [flax])')
+    return installed[0]
+
+
+def load_tokenizer(args: argparse.Namespace, command: str) -> Any:
+    """Return the tokenizer that lies beside the checkpoint.
+
+    Raises:
+        XlmfamError: Where there is none.
+    """
+    from xlmfam import AutoTokenizer
+    from xlmfam.common.errors import XlmfamError
+
+    path = Path(args.source).expanduser()
+    folder = path.parent if path.is_file() else args.source
+    try:
+        return AutoTokenizer.from_pretrained(folder, **hub_options(args))
+    except XlmfamError as error:
+        raise XlmfamError(
+            f"{args.source} has no tokenizer that can be used, and {command} needs one: {error}"
+        ) from error
+
+
+def load_model(args: argparse.Namespace, backend: str) -> Any:
+    """Return the checkpoint as a model of ``backend``, its framework loaded quietly."""
+    from xlmfam.conversion.runners import load
+
+    if not args.debug:
+        preload([backend])
+    return load(backend, args.source, **hub_options(args))
+
+
+def takes_languages(tokenizer: Any) -> bool:
+    """Whether a tokenizer goes by the language of a text."""
+    return "lang" in getattr(tokenizer, "call_options", ())
+
+
+def check_lang(flag: str, lang: str | None, source: str, tokenizer: Any) -> None:
+    """Raise ``XlmfamError`` for a language that a checkpoint does not know.
+
+    Args:
+        flag: The option that it was given with.
+        lang: Its code, or ``None``.
+        source: What the user calls the checkpoint.
+        tokenizer: Of the checkpoint.
+    """
+    from xlmfam.common.errors import XlmfamError
+
+    if lang is None:
+        return
+    if not takes_languages(tokenizer):
+        raise XlmfamError(f"{flag} {lang}: {source} does not go by languages")
+    known = tokenizer.lang2id
+    if known and lang not in known:
+        raise XlmfamError(f"{flag} {lang}: {source} knows {', '.join(sorted(known))}")
+
+
+def require_method(model: Any, method: str, command: str, wanted: str) -> None:
+    """Raise ``XlmfamError`` unless ``model`` can do what ``command`` needs."""
+    from xlmfam.common.errors import XlmfamError
+
+    if not hasattr(model, method):
+        raise XlmfamError(f"{command} needs {wanted}; this is {model.table_class}")
 
 
 def split_list(text: str) -> list[str]:

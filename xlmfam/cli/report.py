@@ -1,8 +1,9 @@
 """The demo's report: one self-contained HTML page that shows what happened and whether it holds.
 
-The data classes say what a report is made of and decide what counts as passed; the functions below
-turn them into a page without scripts, external files or network addresses. A report has one section
-per model family. All text is escaped: prompts and generated text may contain anything.
+The data classes of `report_data` say what a report is made of and decide what counts as passed; the
+functions below turn them into a page without scripts, external files or network addresses. A report
+has one section per model family. All text is escaped: prompts and generated text may contain
+anything.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from string import Template
@@ -27,188 +27,18 @@ from xlmfam.cli.charts import (
     heat_scale,
     line_chart,
 )
-
-
-@dataclass(frozen=True)
-class LossCurve:
-    """The training loss of every step.
-
-    Attributes:
-        losses: one value per step, in nats per token.
-        vocab_size: a model that knows nothing has the loss ``log(vocab_size)``.
-        goal: the run counts as learned when the final loss is at most this; no goal, no judgement.
-        evaluated: mean loss over the whole text after training; by default the last step's.
-    """
-
-    losses: Sequence[float]
-    vocab_size: int
-    goal: float | None = None
-    evaluated: float | None = None
-
-    @property
-    def final(self) -> float:
-        """The loss that counts; NaN when there was no step."""
-        if not self.losses:
-            return math.nan
-        return self.losses[-1] if self.evaluated is None else self.evaluated
-
-    @property
-    def guessing(self) -> float:
-        """The loss of a model that knows nothing."""
-        return math.log(self.vocab_size)
-
-    @property
-    def passed(self) -> bool:
-        """Whether the run ended finite and at the goal."""
-        return math.isfinite(self.final) and (self.goal is None or self.final <= self.goal)
-
-
-@dataclass(frozen=True)
-class Heatmap:
-    """Largest differences by part of the model (rows) and pair of backends (columns).
-
-    ``values[row][column]`` is None where a pair was not compared.
-    """
-
-    rows: Sequence[str]
-    columns: Sequence[str]
-    values: Sequence[Sequence[float | None]]
-    tolerance: float
-
-    def __post_init__(self) -> None:
-        if len(self.values) != len(self.rows) or any(
-            len(line) != len(self.columns) for line in self.values
-        ):
-            raise ValueError(
-                f"values must be {len(self.rows)} rows of {len(self.columns)} numbers, as many as "
-                f"rows and columns are named"
-            )
-
-    def known(self) -> list[float]:
-        """All values that were compared."""
-        return [v for line in self.values for v in line if v is not None]
-
-    @property
-    def largest(self) -> float:
-        """The largest difference; NaN if any is, for it is worse than every number."""
-        known = self.known()
-        return math.nan if any(map(math.isnan, known)) else max(known, default=math.nan)
-
-    def failures(self) -> list[tuple[str, str, float]]:
-        """Row, column and value of every difference beyond the tolerance, NaN included."""
-        return [
-            (row, column, value)
-            for row, line in zip(self.rows, self.values, strict=True)
-            for column, value in zip(self.columns, line, strict=True)
-            if value is not None and not value <= self.tolerance
-        ]
-
-    @property
-    def passed(self) -> bool:
-        """Whether something was compared and nothing is beyond the tolerance."""
-        return bool(self.known()) and not self.failures()
-
-
-@dataclass(frozen=True)
-class ChainStep:
-    """One stop of the conversion chain; ``exact``: its weights equal the first's bit for bit."""
-
-    framework: str
-    file: str
-    checksum: str
-    exact: bool
-    seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What each backend wrote after one prompt. ``outputs`` maps the backend's name to its text."""
-
-    prompt: str
-    outputs: Mapping[str, str]
-    language: str = ""
-
-    @property
-    def equal(self) -> bool:
-        """Whether there are outputs and all of them are the same."""
-        return len(set(self.outputs.values())) == 1
-
-
-@dataclass(frozen=True)
-class Recall:
-    """How many sentences of its text the model completes, given a half that occurs only once.
-
-    It counts as learned when at least ``goal`` of those asked for come out to the letter.
-    """
-
-    completed: int
-    asked: int
-    goal: float = 0.8
-
-    @property
-    def passed(self) -> bool:
-        """Whether enough were completed."""
-        return self.asked > 0 and self.completed >= self.goal * self.asked
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How long one step took."""
-
-    label: str
-    seconds: float
-
-
-@dataclass(frozen=True)
-class FamilySection:
-    """Everything the report says about one model family. Parts that are empty are left out."""
-
-    name: str
-    parameters: int
-    description: str = ""
-    loss: LossCurve | None = None
-    recall: Recall | None = None
-    heatmap: Heatmap | None = None
-    chain: Sequence[ChainStep] = ()
-    generations: Sequence[Generation] = ()
-    timings: Sequence[Timing] = ()
-
-    def checks(self) -> dict[str, bool]:
-        """Name and outcome of each check that this section makes."""
-        checks = {}
-        if self.loss:
-            checks["trained"] = self.loss.passed
-        if self.recall:
-            checks["remembers its text"] = self.recall.passed
-        if self.heatmap:
-            checks["backends agree"] = self.heatmap.passed
-        if self.chain:
-            checks["conversions are bit-exact"] = all(step.exact for step in self.chain)
-        if self.generations:
-            checks["same text everywhere"] = all(g.equal for g in self.generations)
-        return checks
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check of the section holds."""
-        return all(self.checks().values())
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """A whole report."""
-
-    title: str
-    sections: Sequence[FamilySection]
-    subtitle: str = ""
-    created: str = ""
-    command: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def passed(self) -> bool:
-        """Whether every section passed; a report with no section proves nothing."""
-        return bool(self.sections) and all(section.passed for section in self.sections)
+from xlmfam.cli.report_data import (
+    HIDDEN,
+    ChainStep,
+    FamilySection,
+    Filling,
+    Generation,
+    Guess,
+    Heatmap,
+    LossCurve,
+    ReportData,
+    Timing,
+)
 
 
 def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
@@ -247,6 +77,7 @@ def _section(section: FamilySection) -> str:
         _heat_card(section.heatmap) if section.heatmap else "",
         _chain_card(section.chain) if section.chain else "",
         _generation_card(section.generations) if section.generations else "",
+        _filling_cards(section.fillings),
     ]
     return (
         f"<section><h2>{escape(section.name)}</h2>{_paragraph(section.description)}"
@@ -268,10 +99,8 @@ def _tiles(section: FamilySection) -> str:
         tiles.append(
             _tile("Final loss", format_number(section.loss.final), note, section.loss.passed)
         )
-    if section.recall:
-        recall = section.recall
-        value = f"{recall.completed}/{recall.asked}"
-        tiles.append(_tile("Completed", value, "sentences, from their first half", recall.passed))
+    for score in section.scores:
+        tiles.append(_tile(score.label, f"{score.right}/{score.asked}", score.what, score.passed))
     if section.heatmap:
         heat = section.heatmap
         note = f"tolerance {heat.tolerance:.0e}"
@@ -282,6 +111,8 @@ def _tiles(section: FamilySection) -> str:
         )
     if section.generations:
         tiles.append(_count_tile("Same text", [g.equal for g in section.generations], "prompts"))
+    if section.fillings:
+        tiles.append(_count_tile("Same guesses", [f.equal for f in section.fillings], "texts"))
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
@@ -410,6 +241,61 @@ def _continuation(prompt: str, text: str) -> str:
     return escape(text)
 
 
+def _filling_cards(fillings: Sequence[Filling]) -> str:
+    hidden = [filling for filling in fillings if filling.answer]
+    alone = [filling for filling in fillings if not filling.answer]
+    note = f"{HIDDEN} is a hidden word; a marked guess is the word that stood there."
+    cards = _filling_card("What it fills in", hidden, note) if hidden else ""
+    if alone:
+        note = "Every word is hidden: the guesses for the first go by the language alone."
+        cards += _filling_card("How it begins when only the language is known", alone, note)
+    return cards
+
+
+def _filling_card(title: str, fillings: Sequence[Filling], note: str) -> str:
+    articles = "".join(map(_filling, fillings))
+    body = f'{_paragraph(note)}<div class="fillings">{articles}</div>'
+    return _card(title, body, wide=True)
+
+
+def _filling(filling: Filling) -> str:
+    said = "the same in all backends" if filling.equal else "the backends differ"
+    state = "good" if filling.equal else "bad"
+    # What is the same is shown once; what differs is shown for each.
+    shown = dict(list(filling.guesses.items())[:1]) if filling.equal else filling.guesses
+    lists = "".join(
+        ("" if filling.equal else f'<span class="label">{escape(backend)}</span>')
+        + _guesses(guesses, filling.answer)
+        for backend, guesses in shown.items()
+    )
+    text = escape(filling.text).replace(HIDDEN, f'<span class="hidden">{HIDDEN}</span>')
+    language = f"{escape(filling.language)} " if filling.language else ""
+    return (
+        f'<article><h4>{language}<span class="badge {state}">{_mark(filling.equal)} {said}</span>'
+        f'</h4><p dir="auto">{text}</p>{lists}</article>'
+    )
+
+
+def _guesses(guesses: Sequence[Guess], answer: str) -> str:
+    rows = "".join(_guess(guess, guess.word == answer) for guess in guesses)
+    return f'<ol class="guesses">{rows}</ol>'
+
+
+def _guess(guess: Guess, right: bool) -> str:
+    state, mark = (' class="right"', f" {_mark(True)}") if right else ("", "")
+    width = f"{100 * min(1.0, max(0.0, guess.chance)):.1f}"
+    return (
+        f"<li{state}>"
+        f"<bdi>{escape(guess.word)}{mark}</bdi>"
+        f'<span class="track"><span style="width:{width}%"></span></span>'
+        f"<span>{_share(guess.chance)}</span></li>"
+    )
+
+
+def _share(chance: float) -> str:
+    return "&lt;1%" if 0 < chance < 0.005 else f"{chance:.0%}"
+
+
 def _versions(versions: Mapping[str, str]) -> str:
     if not versions:
         return ""
@@ -460,7 +346,7 @@ h4 { font-size: 1rem; font-weight: 600; margin: 0 0 .4rem; }
 p.bad, ul.bad { color: var(--bad); }
 .verdict { display: inline-block; margin: .2rem 0; padding: .5rem 1.1rem; border-radius: 2rem;
   background: var(--statesoft); color: var(--state); font-weight: 700; font-size: 1.15rem; }
-.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr));
+.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr));
   margin: 1rem 0; }
 .tile, .card { background: var(--card); border: 1px solid var(--edge); border-radius: 12px; }
 .tile { padding: .8rem 1rem; border-top: 4px solid var(--state, var(--edge)); }
@@ -498,6 +384,19 @@ article { border-top: 1px solid var(--edge); padding: .9rem 0 .3rem; }
 .texts { display: grid; gap: .3rem 1rem;
   grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); }
 .texts p { margin: .1rem 0 .5rem; white-space: pre-wrap; }
+.fillings { display: grid; gap: 0 1.6rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
+.fillings p { margin: 0 0 .4rem; }
+.hidden { color: var(--good); font-weight: 700; }
+.guesses { list-style: none; margin: 0 0 .5rem; padding: 0; font-size: .9rem; }
+.guesses li { display: grid; grid-template-columns: 9em 1fr 3em; gap: .6rem; align-items: center; }
+.guesses li > span:last-child { text-align: end; font-variant-numeric: tabular-nums;
+  color: var(--muted); }
+.guesses .right bdi { font-weight: 700; color: var(--good); }
+.track { display: block; height: .6rem; border-radius: 3px; background: var(--edge);
+  overflow: hidden; }
+.track span { display: block; height: 100%; background: var(--muted); }
+.right .track span { background: var(--good); }
 .versions { display: grid; gap: .2rem 1.5rem; margin: 0;
   grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); }
 .versions div { display: flex; justify-content: space-between;

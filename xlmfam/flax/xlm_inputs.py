@@ -116,6 +116,8 @@ def span(
         return 0, width
     if not isinstance(cache, KeyValueCache):
         return filled(cache, config, batch, width), width
+    if not config.is_causal:
+        raise XlmfamError("a KeyValueCache needs a causal model, in which earlier tokens stay")
     check_mask(attention_mask, cache, batch, width, len(config.kept_heads(0)))
     if not is_concrete(cache.length):
         return 0, None

@@ -73,12 +73,17 @@ class XLMEncoderDecoderModule(nn.Module):
         self.decoder = XLMDecoderModule(self.config.half(is_encoder=False), *options)
 
     def __call__(
-        self, input_ids: Array, decoder_input_ids: Array | None = None
+        self,
+        input_ids: Array,
+        langs: Array | None = None,
+        decoder_input_ids: Array | None = None,
+        decoder_langs: Array | None = None,
     ) -> CausalLMOutputWithCrossAttentions:
-        """Read a source (B, S) and a target (B, T), by default the same."""
-        states = self.encode(input_ids=input_ids).last_hidden_state
-        target = input_ids if decoder_input_ids is None else decoder_input_ids
-        return self.decode(input_ids=target, src_enc=states)
+        """Read a source (B, S) and a target (B, T), by default the same, without padding."""
+        states = self.encode(input_ids=input_ids, langs=langs).last_hidden_state
+        if decoder_input_ids is None:
+            decoder_input_ids, decoder_langs = input_ids, langs
+        return self.decode(input_ids=decoder_input_ids, langs=decoder_langs, src_enc=states)
 
     def encode(self, **kwargs: Any) -> Any:
         """Read a source; arguments and output as in ``XLMModule``."""
@@ -127,6 +132,10 @@ class XLMEncoderDecoder(XLMPreTrainedModel, TranslationMixin):
 
     table_class = "XLMEncoderDecoder"
     module_class = XLMEncoderDecoderModule
+
+    def _embedding_path(self) -> tuple[str, ...]:
+        """Return where the encoder's token embedding is: the first that has a row for padding."""
+        return next(path for path, row in self.paths().items() if row.padding_row is not None)
 
     def prune_heads(self, heads_to_prune: Any, params: Params | None = None) -> Params:  # noqa: ARG002
         """Refused: encoder and decoder have one config, and other heads that matter."""
