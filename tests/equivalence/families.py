@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xlmfam import XGLMConfig, XLMConfig
+from xlmfam import XGLMConfig, XLMConfig, XmodConfig
 from xlmfam.common.parameters import table_of
 
 Inputs = dict[str, np.ndarray]
@@ -506,7 +506,223 @@ XLM = Family(
     ),
 )
 
-FAMILIES = {family.name: family for family in (XGLM, XLM)}
+# ---- X-MOD ----------------------------------------------------------------------------------
+
+
+def _xmod_config(**settings):
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    codes = ["en_XX", "de_DE", "sw_KE"]
+    return XmodConfig(**still, **{"languages": codes, **settings})
+
+
+def _adapted(config, rng, padded=padded_ids):
+    """Texts of which each has a language of its own, so that every adapter learns."""
+    return {**padded(config, rng, ROWS), "lang_ids": np.array([2, 0, 1])}
+
+
+def _adapted_right(config, rng):
+    made = padded_ids(config, rng, ROWS)
+    return {
+        **{name: values[:, ::-1].copy() for name, values in made.items()},
+        "lang_ids": np.array([2, 0, 1]),
+    }
+
+
+def _adapted_fully(config, rng):
+    heads = (config.num_hidden_layers, config.num_attention_heads)
+    room = config.max_position_embeddings
+    return {
+        **_adapted_right(config, rng),
+        "lang_ids": rng.integers(0, config.n_langs, (ROWS, LENGTH)),
+        "token_type_ids": rng.integers(0, config.type_vocab_size, (ROWS, LENGTH)),
+        "position_ids": rng.integers(2, room, (ROWS, LENGTH)),
+        "head_mask": rng.random(heads, np.float32),
+    }
+
+
+def _adapted_vectors(config, rng):
+    return {
+        "inputs_embeds": normal(rng, ROWS, LENGTH, config.hidden_size),
+        "attention_mask": rng.integers(0, 2, (ROWS, LENGTH, LENGTH)) | np.eye(LENGTH, dtype=int),
+        "lang_ids": np.array([1, 1, 1]),
+    }
+
+
+def _adapted_encoder(config, rng):
+    return {
+        **_adapted(config, rng),
+        "encoder_hidden_states": normal(rng, ROWS, ENCODER, config.hidden_size),
+        "encoder_attention_mask": left_padding(ROWS, ENCODER)[:, ::-1].copy(),
+    }
+
+
+def _xmod_labels(make, of):
+    """Inputs with types and labels, so that every embedding learns."""
+
+    def inputs(config, rng):
+        made = make(config, rng)
+        made["token_type_ids"] = rng.integers(0, config.type_vocab_size, (ROWS, LENGTH))
+        return {**made, **of(config, rng, made)}
+
+    return inputs
+
+
+def _of_words(config, rng, made):
+    return {"labels": _to_predict(config, rng, made["attention_mask"])}
+
+
+def _of_texts(config, rng, made):
+    return {"labels": rng.integers(0, config.num_labels, ROWS)}
+
+
+def _of_tokens(config, rng, made):
+    labels = rng.integers(0, config.num_labels, (ROWS, LENGTH))
+    return {"labels": np.where(made["attention_mask"] == 0, -100, labels)}
+
+
+def _of_spans(config, rng, made):
+    return _span()
+
+
+def _xmod_choices(config, rng):
+    langs = rng.permuted(np.arange(ROWS * CHOICES) % 3).reshape(ROWS, CHOICES)
+    return {**_choices_of_words(config, rng), "lang_ids": langs}
+
+
+def _choices_of_words(config, rng):
+    texts = ROWS * CHOICES
+    ends = rng.integers(2, LENGTH + 1, texts)
+    flat = {
+        "input_ids": token_ids(config, rng, texts),
+        "attention_mask": (np.arange(LENGTH) < ends[:, None]).astype(np.int64),
+        "token_type_ids": rng.integers(0, config.type_vocab_size, (texts, LENGTH)),
+    }
+    return {name: values.reshape(ROWS, CHOICES, LENGTH) for name, values in flat.items()}
+
+
+def _xmod_choice_labels(config, rng):
+    return {**_xmod_choices(config, rng), "labels": rng.integers(0, CHOICES, ROWS)}
+
+
+def _xmod_head(name, make, labels, variants=("masked",)):
+    """A head of texts, tried with and without labels."""
+    calls = {"everything": Call(make, STATES), "labels": Call(labels)}
+    return Head(name, calls, training=("labels",), variants=variants)
+
+
+XMOD_CALLS = {
+    "plain": Call(_adapted),
+    "right_padding": Call(_adapted_right, STATES),
+    "everything": Call(_adapted_fully, STATES),
+    "embeddings": Call(_adapted_vectors, STATES, valid="none"),
+    "encoder": Call(_adapted_encoder, STATES, _has_encoder),
+}
+XMOD = Family(
+    name="xmod",
+    configs={
+        "masked": _xmod_config(
+            vocab_size=53,
+            hidden_size=20,
+            num_attention_heads=5,
+            num_hidden_layers=2,
+            intermediate_size=34,
+            max_position_embeddings=31,
+            type_vocab_size=4,
+            num_labels=9,
+            adapter_layer_norm=True,
+            ln_before_adapter=False,
+        ),
+        "pre_norm": _xmod_config(
+            vocab_size=43,
+            hidden_size=24,
+            num_attention_heads=4,
+            num_hidden_layers=2,
+            intermediate_size=38,
+            max_position_embeddings=29,
+            type_vocab_size=5,
+            pre_norm=True,
+            adapter_reduction_factor=3.0,
+            hidden_act="gelu_new",
+            tie_word_embeddings=False,
+        ),
+        "decoder": _xmod_config(
+            vocab_size=47,
+            hidden_size=30,
+            num_attention_heads=6,
+            num_hidden_layers=2,
+            intermediate_size=41,
+            max_position_embeddings=33,
+            type_vocab_size=4,
+            is_decoder=True,
+            add_cross_attention=True,
+            adapter_reuse_layer_norm=False,
+            hidden_act="silu",
+        ),
+        "relative": _xmod_config(
+            vocab_size=41,
+            hidden_size=28,
+            num_attention_heads=7,
+            num_hidden_layers=2,
+            intermediate_size=36,
+            max_position_embeddings=23,
+            type_vocab_size=3,
+            position_embedding_type="relative_key_query",
+        ),
+        "answers": _xmod_config(
+            vocab_size=39,
+            hidden_size=18,
+            num_attention_heads=3,
+            num_hidden_layers=2,
+            intermediate_size=32,
+            max_position_embeddings=21,
+            type_vocab_size=5,
+        ),
+    },
+    heads=(
+        Head("XmodModel", XMOD_CALLS, variants=("masked", "relative", "decoder")),
+        Head(
+            "XmodForMaskedLM",
+            {
+                **XMOD_CALLS,
+                "labels": Call(_xmod_labels(_adapted_right, _of_words)),
+                "labelled_logits": Call(
+                    _xmod_labels(_adapted_right, _of_words), {"labelled_logits_only": True}
+                ),
+            },
+            training=("labels",),
+            variants=("masked", "pre_norm"),
+        ),
+        Head(
+            "XmodForCausalLM",
+            {**XMOD_CALLS, "labels": Call(_xmod_labels(_adapted_encoder, _of_words))},
+            training=("labels",),
+            generation=XLM_GENERATION,
+            prompts=_adapted,
+            variants=("decoder",),
+        ),
+        _xmod_head(
+            "XmodForSequenceClassification",
+            _adapted_fully,
+            _xmod_labels(_adapted_right, _of_texts),
+        ),
+        _xmod_head("XmodForMultipleChoice", _xmod_choices, _xmod_choice_labels),
+        _xmod_head(
+            "XmodForTokenClassification", _adapted_fully, _xmod_labels(_adapted_right, _of_tokens)
+        ),
+        _xmod_head(
+            "XmodForQuestionAnswering",
+            _adapted_fully,
+            _xmod_labels(_adapted_right, _of_spans),
+            ("answers",),
+        ),
+    ),
+    # What shifts all scores of a softmax alike changes nothing.
+    zero_gradient=lambda name: name.endswith(
+        ("self.key.bias", "qa_outputs.bias", "classifier.bias")
+    ),
+)
+
+FAMILIES = {family.name: family for family in (XGLM, XLM, XMOD)}
 
 
 def heads():

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from xlmfam import tf as xlm
-from xlmfam.tf import XGLMConfig, XLMConfig
+from xlmfam.tf import XGLMConfig, XLMConfig, XmodConfig
 
 
 def tiny_config(**overrides):
@@ -54,3 +54,23 @@ def build_xlm(class_name="XLMWithLMHeadModel", seed=0, dtype=None, **options):
         elif variable.name == "embeddings":
             variable.assign(2 * variable)
     return model
+
+
+XMOD_SIZES = {
+    "vocab_size": 53,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 37,
+    "type_vocab_size": 3,
+    "languages": ["en_XX", "de_DE", "sw_KE"],
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
+def build_xmod(class_name="XmodForMaskedLM", seed=0, dtype=None, **options):
+    """Return a tiny model of a class of X-MOD."""
+    config = XmodConfig(**{**XMOD_SIZES, **options})
+    return randomised(getattr(xlm, class_name)(config, dtype=dtype), seed)
