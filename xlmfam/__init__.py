@@ -20,6 +20,8 @@ _EXPORTS = {
     "XGLMTokenizer": "xlmfam.common.tokenizers",
     "XGLMTokenizerFast": "xlmfam.common.tokenizers",
     "XLMConfig": "xlmfam.common.configs",
+    "XLMRobertaTokenizer": "xlmfam.common.tokenizers",
+    "XLMRobertaTokenizerFast": "xlmfam.common.tokenizers",
     "XmodConfig": "xlmfam.common.configs",
     "XLMTokenizer": "xlmfam.common.tokenizers",
 }

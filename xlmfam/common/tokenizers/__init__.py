@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .xglm import XGLMTokenizer
     from .xglm_fast import XGLMTokenizerFast
     from .xlm import XLMTokenizer
+    from .xlm_roberta import XLMRobertaTokenizer
+    from .xlm_roberta_fast import XLMRobertaTokenizerFast
 
 _WHERE = {
     "AddedToken": "tokenizers",
@@ -34,6 +36,8 @@ _WHERE = {
     "TruncationStrategy": ".truncation",
     "XGLMTokenizer": ".xglm",
     "XGLMTokenizerFast": ".xglm_fast",
+    "XLMRobertaTokenizer": ".xlm_roberta",
+    "XLMRobertaTokenizerFast": ".xlm_roberta_fast",
     "XLMTokenizer": ".xlm",
 }
 
@@ -51,6 +55,8 @@ __all__ = [
     "TruncationStrategy",
     "XGLMTokenizer",
     "XGLMTokenizerFast",
+    "XLMRobertaTokenizer",
+    "XLMRobertaTokenizerFast",
     "XLMTokenizer",
 ]
 

@@ -26,6 +26,10 @@ TOKENIZERS: dict[str, Entry] = {
         "xlmfam.common.tokenizers.xglm_fast:XGLMTokenizerFast",
     ),
     "xlm": Entry("xlmfam.common.tokenizers.xlm:XLMTokenizer", None),
+    "xmod": Entry(
+        "xlmfam.common.tokenizers.xlm_roberta:XLMRobertaTokenizer",
+        "xlmfam.common.tokenizers.xlm_roberta_fast:XLMRobertaTokenizerFast",
+    ),
 }
 
 

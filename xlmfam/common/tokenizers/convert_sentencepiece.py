@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -116,6 +116,20 @@ def repair_trailing_space(tokenizer: Tokenizer) -> None:
     tokenizer.pre_tokenizer = _pre_tokenizer(True, steps[-1].get("prepend_scheme") != "never")
 
 
+def join_spaces_to_space(tokenizer: Tokenizer) -> None:
+    """Make a normaliser that turns several spaces into a U+2581 turn them into one space.
+
+    It comes to the same in text, and a token that takes the space before it finds one there.
+    """
+    content = json.loads(_without_vocabulary(tokenizer))
+    steps = steps_of(content.get("normalizer"))
+    joining = [s for s in steps if s.get("pattern") == {"Regex": " {2,}"} and s["content"] == SPACE]
+    for step in joining:
+        step["content"] = " "
+    if joining:
+        tokenizer.normalizer = Tokenizer.from_str(json.dumps(content)).normalizer
+
+
 def _without_vocabulary(tokenizer: Tokenizer) -> str:
     """Return the tokenizer as JSON with a model of nothing; a vocabulary is long."""
     small = Tokenizer(models.BPE())
@@ -166,6 +180,14 @@ def with_exact_normalizer(tokenizer: Tokenizer, guarded: Sequence[str]) -> Token
         cut = pre_tokenizers.Split(Regex("|".join(cuts)), "isolated")
         copied.pre_tokenizer = pre_tokenizers.Sequence([copied.pre_tokenizer, cut])
     return copied
+
+
+def with_raw_tokens(tokenizer: Tokenizer, tokens: Collection[str]) -> Tokenizer:
+    """Return a copy that looks for added ``tokens`` in the text as it came."""
+    content = json.loads(tokenizer.to_str())
+    for added in content["added_tokens"]:
+        added["normalized"] = added["normalized"] and added["content"] not in tokens
+    return Tokenizer.from_str(json.dumps(content))
 
 
 def _cut_between(tokenizer: Tokenizer, token: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,8 @@ _VOWELS = "\u0e33\u0eb3"
 _FLAGS = "\U0001f1e6-\U0001f1ff"
 # What becomes "<", and then could look like a special token that the user did not write.
 _LESS_THAN = "\ufe64\uff1c"
+# Normalising leaves everything else as it is, or makes spaces of it.
+_CHANGING = re.compile(r"[^\t\n\r -~]")
 
 
 @cache
@@ -43,6 +46,20 @@ def _pattern() -> re.Pattern[str]:
 def looks_different(text: str) -> bool:
     """Say whether the library might normalise ``text`` otherwise than sentencepiece."""
     return not text.isascii() and _pattern().search(text) is not None
+
+
+def becomes_another(text: str, tokens: Iterable[str], normalizer: Any) -> bool:
+    """Say whether ``text`` has other special tokens when it is normalised than as it came.
+
+    Args:
+        text: The text.
+        tokens: The special tokens; they begin with ``<``.
+        normalizer: A normaliser of the ``tokenizers`` library.
+    """
+    if "<" not in text or normalizer is None or not _CHANGING.search(text):
+        return False
+    normal = normalizer.normalize_str(text)
+    return any(text.count(token) != normal.count(token) for token in tokens)
 
 
 class ExactNormalizer:

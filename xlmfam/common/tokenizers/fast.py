@@ -202,10 +202,14 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
 
     def _working_tokenizer(self, inputs: list[Any]) -> Tokenizer:
         """Return the tokenizer for ``inputs``: the plain one, or one that is exact and slower."""
-        if any(looks_different(text) for text in _texts(inputs)):
+        if any(self._needs_exact(text) for text in _texts(inputs)):
             exact = self._variant("exact", self._make_exact)
             return self._tokenizer if exact is None else exact
         return self._tokenizer
+
+    def _needs_exact(self, text: str) -> bool:
+        """Say whether the plain tokenizer might split ``text`` otherwise than sentencepiece."""
+        return looks_different(text)
 
     def _make_exact(self) -> Tokenizer | None:
         special = [t.content for t in self.added_tokens_decoder.values() if not t.normalized]
