@@ -30,7 +30,8 @@ def example_inputs(
     """
     # A beam of answers has to find enough of them in every row.
     wanted = max(length, 2 * getattr(config, "start_n_top", 0), 2 * getattr(config, "end_n_top", 0))
-    length = max(2, min(wanted, config.max_position_embeddings))
+    room = getattr(config, "longest_text", config.max_position_embeddings)
+    length = max(2, min(wanted, room))
     return EXAMPLES[head](config, np.random.default_rng(seed), length)
 
 
@@ -52,7 +53,9 @@ def _text(
     input_ids[attention_mask == 0] = pad
     text = {"input_ids": input_ids, "attention_mask": attention_mask}
     if getattr(config, "uses_languages", False):
-        text["langs"] = rng.integers(0, config.n_langs, (rows, length), dtype=np.int64)
+        text[config.language_argument] = rng.integers(
+            0, config.n_langs, (rows, length), dtype=np.int64
+        )
     return text
 
 
@@ -132,4 +135,11 @@ EXAMPLES: dict[str, Draw] = {
     "XLMForQuestionAnsweringSimple": _spans,
     "XLMForQuestionAnswering": _answers,
     "XLMEncoderDecoder": _translation,
+    "XmodModel": _text,
+    "XmodForCausalLM": _tokens,
+    "XmodForMaskedLM": _tokens,
+    "XmodForSequenceClassification": _classes_of_texts,
+    "XmodForMultipleChoice": _choices,
+    "XmodForTokenClassification": _classes_of_tokens,
+    "XmodForQuestionAnswering": _spans,
 }

@@ -60,6 +60,8 @@ def test_signature_is_the_reference_s(family):
     config_class = type(AutoConfig.for_model(family))
     manifest = MANIFESTS[family]["signatures"][f"{config_class.__name__}.__init__"]
     expected = dict(item for item in manifest if not item[0].startswith("**"))
+    if expected.get("languages") == "<tuple>":  # X-MOD's default, which JSON cannot hold
+        expected["languages"] = ("en_XX",)
     parameters = inspect.signature(config_class).parameters
     assert {name: parameters[name].default for name in expected} == expected
 

@@ -27,7 +27,7 @@ LEAF_NAMES = {"weight", "bias"} | {leaf for leaves in LEAVES.values() for leaf i
 
 
 # Names of modules that mean something else as well.
-EVERYDAY = {"model", "layers", "embeddings"}
+EVERYDAY = {"model", "layers", "embeddings", "self"}
 
 
 def module_names():

@@ -42,7 +42,7 @@ def over(cases):
 
 every = over(CASES)
 # Where the reference has a model of that framework: it has none of some variants and families.
-in_h5 = over([case for case in CASES if manifest_of(*case)["h5"]])
+in_h5 = over([case for case in CASES if manifest_of(*case).get("h5")])
 in_flax = over([case for case in CASES if manifest_of(*case).get("flax")])
 
 
@@ -80,7 +80,7 @@ def test_counts(family, variant, head):
 @every
 def test_ties_are_what_safetensors_leaves_out(family, variant, head):
     tied = [name for name, p in expanded(family, variant, head).items() if p.tied_to]
-    assert tied == manifest_of(family, variant, head)["safetensors_missing"]
+    assert sorted(tied) == sorted(manifest_of(family, variant, head)["safetensors_missing"])
 
 
 # What the reference's TensorFlow model forgets: it always uses the embedding as its head.

@@ -32,8 +32,23 @@ SIZES = {
         "start_n_top": 4,
         "end_n_top": 6,
     },
+    "xmod": {
+        "vocab_size": 53,
+        "hidden_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 5,
+        "intermediate_size": 33,
+        "max_position_embeddings": 31,
+        "type_vocab_size": 6,
+        "languages": ["en_XX", "de_DE", "sw_KE"],
+        "num_labels": 7,
+    },
 }
-OF_HEAD = {"XLMForQuestionAnsweringSimple": {"num_labels": 2}}
+OF_HEAD = {
+    "XLMForQuestionAnsweringSimple": {"num_labels": 2},
+    "XmodForQuestionAnswering": {"num_labels": 2},
+    "XmodForCausalLM": {"is_decoder": True},
+}
 
 
 def make_config(head="XGLMForCausalLM", **settings):

@@ -65,6 +65,7 @@ class XLMConfig(PretrainedConfig):
         "num_hidden_layers": "n_layers",
         "n_words": "vocab_size",
     }
+    language_argument: ClassVar[str] = "langs"  # of the models' calls
     # Settings that a config.json mentions only where they are set.
     lang2id: dict[str, int] | None = None
     id2lang: dict[int, str] | None = None

@@ -52,6 +52,7 @@ class XmodConfig(PretrainedConfig):
 
     model_type = "xmod"
     attribute_map: ClassVar[dict[str, str]] = {}
+    language_argument: ClassVar[str] = "lang_ids"  # of the models' calls
 
     def __init__(
         self,
@@ -115,6 +116,13 @@ class XmodConfig(PretrainedConfig):
     def adapter_size(self) -> int:
         """Width inside an adapter."""
         return int(self.hidden_size // self.adapter_reduction_factor)
+
+    @property
+    def longest_text(self) -> int:
+        """Most tokens of a text: the first rows of the position table are none of tokens."""
+        if self.position_embedding_type != "absolute":
+            return self.max_position_embeddings
+        return self.max_position_embeddings - self.pad_token_id - 1
 
     @property
     def is_causal(self) -> bool:
