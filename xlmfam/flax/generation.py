@@ -133,7 +133,7 @@ class GenerationMixin:
         stop = None
         if options.stop_strings:
             stop = StopStrings(options.stop_strings, tokenizer)
-        values = self.params if params is None else params
+        values, extra = self.place(self.params if params is None else params, extra)
         traced = is_traced(prompt, mask, extra, values, prng_key)
         if traced and stop:
             raise XlmfamError("stop_strings needs the text, which is not there inside jax.jit")
@@ -169,6 +169,10 @@ class GenerationMixin:
         arrays = {name: jnp.asarray(x) for name, x in extra.items() if x is not None}
         check_extra(self.config, arrays, prompt.shape[0])
         return arrays
+
+    def place(self, params: Any, extra: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the parameters that a search needs, and what ``prepare_generation`` returned."""
+        return params, extra
 
     def _prompt(self, input_ids: Any, options: GenerationConfig) -> Any:
         """Return (B, C) ids, checked."""

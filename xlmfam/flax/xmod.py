@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array, lax
 
 from xlmfam.common.checks import check_shape
@@ -25,8 +26,13 @@ from xlmfam.flax.generation import GenerationMixin, check_extra, is_traced, read
 from xlmfam.flax.losses import IGNORED, causal_lm_loss, labelled, mean_loss
 from xlmfam.flax.outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput
 from xlmfam.flax.xmod_inputs import Past, languages
-from xlmfam.flax.xmod_modules import dense, norm
-from xlmfam.flax.xmod_transformer import XmodModel, XmodModule, XmodPreTrainedModel
+from xlmfam.flax.xmod_modules import Languages, dense, norm
+from xlmfam.flax.xmod_transformer import (
+    XmodModel,
+    XmodModule,
+    XmodPreTrainedModel,
+    adapters_of,
+)
 
 __all__ = ["XmodForCausalLM", "XmodForMaskedLM", "XmodModel", "XmodPreTrainedModel"]
 
@@ -312,6 +318,19 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         arrays = {name: jnp.asarray(x) for name, x in extra.items() if x is not None}
         check_extra(config, arrays, batch)
         return {**arrays, "lang_ids": langs.continued(plan.new_tokens)}
+
+    def place(self, params: Any, extra: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return parameters with the adapters that occur in the place of the first languages.
+
+        What is compiled then serves all sets of as many languages.
+        """
+        langs, rows, values = extra["lang_ids"], self.paths(), flatten_dict(params)
+        places = tuple(self.config.languages[: len(langs.present)])
+        kept = {path: values[path] for path, row in rows.items() if row.language is None}
+        for place, code in zip(places, langs.present, strict=True):
+            pairs = zip(adapters_of(rows, place), adapters_of(rows, code), strict=True)
+            kept |= {path: values[source] for path, source in pairs}
+        return unflatten_dict(kept), {**extra, "lang_ids": Languages(places, langs.ids)}
 
 
 class XmodForMaskedLM(XmodLanguageModel, FillMaskMixin):

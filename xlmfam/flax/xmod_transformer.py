@@ -21,6 +21,7 @@ from jax import Array
 from xlmfam.common.configs.xmod import XmodConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.common.languages import language_id
+from xlmfam.common.parameters import Parameter
 from xlmfam.common.parameters.xmod import WITHOUT_POOLING
 from xlmfam.flax.attention import causal_mask, padding_mask
 from xlmfam.flax.base import Params, Path_, PreTrainedModel, initialise
@@ -337,11 +338,12 @@ class XmodPreTrainedModel(PreTrainedModel):
         self.config.check_new_language(code, init_from)
         others = self.config.languages
         sources = [init_from] if init_from in others else others
-        alike = list(zip(*(self._adapters(source) for source in sources), strict=True))
+        rows = self.paths()
+        alike = list(zip(*(adapters_of(rows, source) for source in sources), strict=True))
         self.config.languages = [*others, code]
         rng = jax.random.fold_in(self.key, len(others))  # other values than those of its neighbours
         rows = self.paths()
-        for index, (path, same) in enumerate(zip(self._adapters(code), alike, strict=True)):
+        for index, (path, same) in enumerate(zip(adapters_of(rows, code), alike, strict=True)):
             every = jnp.stack([values[source] for source in same])
             value = every.astype(jnp.float32).mean(0)
             if init_from == "random":
@@ -368,10 +370,6 @@ class XmodPreTrainedModel(PreTrainedModel):
         if self.config.default_language in codes:
             self.config.default_language = None
         return self._replaced({path: values[path] for path in self.paths()}, params)
-
-    def _adapters(self, language: str) -> list[Path_]:
-        """Return the paths of one language's parameters, for all languages in the same order."""
-        return [path for path, row in self.paths().items() if row.language == language]
 
     def _replaced(self, values: dict[Path_, Array], params: Params | None) -> Params:
         # A module of its own: what was compiled for other languages is not to be met again.
@@ -424,6 +422,11 @@ class XmodPreTrainedModel(PreTrainedModel):
         if dropout_rng is None:
             raise XlmfamError("train=True needs dropout_rng=..., a key that draws what is dropped")
         return {"dropout": dropout_rng}
+
+
+def adapters_of(rows: dict[Path_, Parameter], language: str) -> list[Path_]:
+    """Return the paths of one language's parameters, in the same order for every language."""
+    return [path for path, row in rows.items() if row.language == language]
 
 
 class XmodModel(XmodPreTrainedModel):
