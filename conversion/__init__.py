@@ -1,8 +1,9 @@
 """Moving checkpoints between frameworks and proving that nothing was lost on the way.
 
 ``convert`` rewrites a checkpoint in another file format, ``verify`` runs one checkpoint in every
-installed framework and compares what comes out, ``inspect`` says what a checkpoint holds. Nothing
-here imports a framework before it is needed.
+installed framework and compares what comes out, ``inspect`` says what a checkpoint holds,
+``change_languages`` adds languages to X-MOD checkpoints and takes them out. Nothing here imports a
+framework before it is needed.
 """
 
 # Not lazy like other packages: `convert` and the others are modules too, and a name resolved
@@ -10,6 +11,7 @@ here imports a framework before it is needed.
 from xlmfam.conversion.checksum import checksum
 from xlmfam.conversion.convert import convert
 from xlmfam.conversion.inspect import inspect
+from xlmfam.conversion.languages import change_languages
 from xlmfam.conversion.report import Contents, Conversion, Verification
 from xlmfam.conversion.verify import verify
 
@@ -17,6 +19,7 @@ __all__ = [
     "Contents",
     "Conversion",
     "Verification",
+    "change_languages",
     "checksum",
     "convert",
     "inspect",

@@ -119,8 +119,8 @@ class _Adapters:
         """Return the values of a new adapter's parameter."""
         if self.init_from != "random":
             arrays = [read(name).astype(np.float32) for name in self.sources(parameter)]
-            return np.mean(arrays, axis=0)
+            return np.stack(arrays).mean(0)
         if parameter.kind is not Kind.LINEAR:
             return np.zeros(parameter.shape, np.float32)
         rng = np.random.default_rng([self.seed, zlib.crc32(parameter.name.encode())])
-        return np.float32(rng.normal(0.0, parameter.std, parameter.shape))
+        return rng.normal(0.0, parameter.std, parameter.shape).astype(np.float32)
