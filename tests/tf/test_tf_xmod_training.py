@@ -62,7 +62,7 @@ def test_every_head_fits(class_name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("class_name", "policy_name"),
-    [(LM, "float32"), (LM, "mixed_bfloat16"), ("XmodForCausalLM", "float32")],
+    [(LM, "mixed_bfloat16"), ("XmodForCausalLM", "float32")],
 )
 def test_xla_and_recomputing_fit(policy, class_name, policy_name):
     policy(policy_name)
@@ -111,12 +111,12 @@ def test_frozen_variables_stay():
     model = build_xmod("XmodForSequenceClassification", num_hidden_layers=1, **options)
     model.freeze_embeddings_and_language_adapters()
     before = model.to_canonical()
-    model.compile(optimizer=adam(), jit_compile=False)
+    model.compile(optimizer=adam(), run_eagerly=True)
     data = {**inputs, **labels}
     model.fit(data, verbose=0)
-    model.train_only_language("sw_KE")  # what was traced for others is gone
+    model.train_only_language("sw_KE")
     between = model.to_canonical()
-    model.compile(optimizer=adam(), jit_compile=False)
+    model.compile(optimizer=adam(), run_eagerly=True)
     model.fit(data, verbose=0)
     after = model.to_canonical()
     for name, value in before.items():
@@ -129,9 +129,8 @@ def test_frozen_variables_stay():
 def test_zero_shot_transfer():
     """Fine-tuned in one language with frozen adapters, right in another one by switching."""
     keras.utils.set_random_seed(0)
-    model = xlm.XmodForSequenceClassification(
-        xlm.XmodConfig(**{**XMOD_SIZES, "num_hidden_layers": 1})
-    )
+    config = xlm.XmodConfig(**{**XMOD_SIZES, "num_hidden_layers": 1})
+    model = xlm.XmodForSequenceClassification(config)
     # The second language is the first one with other words for the same things.
     words = RANDOM.permutation(20) + 10
     texts = RANDOM.randint(0, 20, (256, 6))
