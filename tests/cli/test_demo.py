@@ -275,7 +275,7 @@ def test_hidden_words_and_their_labels(xlm_tokenizer, xlm_sentences):
         assert not chosen[number, [0, len(row) - 1]].any()  # <s> and </s> stay
         assert set(batch["langs"][number]) == {langs[number]}
     share = chosen.sum() / mask.sum()
-    assert 0.1 < share < 0.5
+    assert 0.2 < share < 0.5
     assert (chosen.sum(1) == mask.sum(1) - 2).any()  # all words of a sentence
     again = demo_xlm_text.hidden(rows, langs, xlm_tokenizer, rng)
     assert not np.array_equal(again["input_ids"], ids)
@@ -308,11 +308,12 @@ def test_scores_of_xlm_count_what_all_frameworks_guess():
     known = {(0, 7, 1), (0, 9, 1), (0, 11, 1)}
     found = {"PyTorch": guessed(7, 8, 11), "Flax": guessed(7, 8, 11)}
     score = demo_xlm.filled_right(riddles, found, known)
-    assert (score.right, score.asked, score.passed) == (2, 3, False)
+    assert (score.right, score.asked, score.passed) == (2, 3, True)
     found["Flax"] = guessed(7, 8, 9)  # right as well, but 10 would not be
     assert demo_xlm.filled_right(riddles, found, known).right == 2
     found["Flax"] = guessed(10, 8, 9)
-    assert demo_xlm.filled_right(riddles, found, known).right == 1
+    score = demo_xlm.filled_right(riddles, found, known)
+    assert (score.right, score.passed) == (1, False)
     words = {"en": {7}, "de": {8}}
     found = {"PyTorch": guessed(1, 7, 8), "Flax": guessed(1, 7, 7)}
     assert demo_xlm.in_language(["en", "de"], found, 1, words).right == 1

@@ -269,17 +269,15 @@ def test_generate_refuses(refused, model, tmp_path):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_generate_with_a_language(run, refused, model, xlm, backend):
     words = ("generate", xlm(causal=True), "Der Hund", "--backend", backend, "--max-new-tokens", 6)
-    texts = {run(*words, "--lang", lang)[1] for lang in ("de", "en", "fr")}
-    assert len(texts) == 3
-    assert all(text.startswith("Der Hund") for text in texts)
     # What the model itself writes, with no special tokens around the prompt.
-    tokenizer = AutoTokenizer.from_pretrained(xlm(causal=True))
-    prompt = tokenizer(["Der Hund"], add_special_tokens=False, return_tensors="np")
-    loaded = load(backend, xlm(causal=True))
-    ids = generate(backend, loaded, dict(prompt), max_new_tokens=6, langs="fr")
-    assert run(*words, "--lang", "fr")[1].rstrip("\n") == tokenizer.decode(
-        ids[0].tolist(), skip_special_tokens=True
-    )
+    tokenizer, loaded = AutoTokenizer.from_pretrained(xlm(causal=True)), load(backend, words[1])
+    prompt = dict(tokenizer(["Der Hund"], add_special_tokens=False, return_tensors="np"))
+    texts = {}
+    for lang in ("de", "en", "fr"):
+        ids = generate(backend, loaded, prompt, max_new_tokens=6, langs=lang)
+        texts[lang] = tokenizer.decode(ids[0].tolist(), skip_special_tokens=True)
+        assert run(*words, "--lang", lang)[1] == texts[lang] + "\n"
+    assert len(set(texts.values())) == 3
     refused(r"--lang xx: .* knows ar, de, el", *words, "--lang", "xx")
     refused("does not go by languages", "generate", model, "a", "--lang", "de")
 

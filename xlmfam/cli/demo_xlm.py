@@ -18,7 +18,7 @@ from xlmfam.cli.report_data import HIDDEN, FamilySection, Filling, Guess, LossCu
 if TYPE_CHECKING:
     from xlmfam.cli.demo import Steps
 
-FULL = Size(None, 3000, 128, 2, 4, 64, 40, 3e-3, 2.5, 200)
+FULL = Size(None, 3000, 128, 2, 4, 64, 36, 3e-3, 2.5, 200)
 QUICK = Size(10, 900, 64, 2, 4, 22, 60, 6e-3, 2.5, 44)
 STEPS = 7
 GUESSES = 3
@@ -119,8 +119,8 @@ def filled_right(
         all(riddle.filled(rows[number][0]["token"]) in known for rows in found.values())
         for number, riddle in enumerate(riddles)
     )
-    what = "hidden words, to sentences it knows"
-    return Score("Filled in", what, right, len(riddles), 0.75, "fills in hidden words")
+    what = "hidden words, to sentences of its text"
+    return Score("Filled in", what, right, len(riddles), 0.65, "fills in hidden words")
 
 
 def in_language(
@@ -138,7 +138,7 @@ def in_language(
         all(rows[skipped + number][0]["token"] in words[lang] for rows in found.values())
         for number, lang in enumerate(langs)
     )
-    what = "told by their number alone"
+    what = "languages, by their number alone"
     return Score("Languages", what, right, len(langs), 0.9, "goes by the language")
 
 

@@ -156,7 +156,7 @@ def hidden(
     """
     batch = padded(rows, tokenizer.pad_token_id)
     ids = batch["input_ids"]
-    share = rng.choice([0.2, 0.5, 1.0], (len(rows), 1), p=[0.75, 0.2, 0.05])
+    share = rng.choice([0.3, 0.6, 1.0], (len(rows), 1), p=[0.75, 0.2, 0.05])
     chosen = (rng.random(ids.shape) < share) & (ids >= len(tokenizer.all_special_ids))
     batch["labels"] = np.where(chosen, ids, IGNORED)
     batch["input_ids"] = np.where(chosen, tokenizer.mask_token_id, ids)

@@ -113,7 +113,9 @@ def _tiles(section: FamilySection) -> str:
         tiles.append(_count_tile("Same text", [g.equal for g in section.generations], "prompts"))
     if section.fillings:
         tiles.append(_count_tile("Same guesses", [f.equal for f in section.fillings], "texts"))
-    return f'<div class="tiles">{"".join(tiles)}</div>'
+    # More than fit into a line stand in two even ones.
+    many = " many" if len(tiles) > 7 else ""
+    return f'<div class="tiles{many}">{"".join(tiles)}</div>'
 
 
 def _tile(label: str, value: str, note: str, passed: bool | None = None) -> str:
@@ -346,8 +348,9 @@ h4 { font-size: 1rem; font-weight: 600; margin: 0 0 .4rem; }
 p.bad, ul.bad { color: var(--bad); }
 .verdict { display: inline-block; margin: .2rem 0; padding: .5rem 1.1rem; border-radius: 2rem;
   background: var(--statesoft); color: var(--state); font-weight: 700; font-size: 1.15rem; }
-.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr));
+.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr));
   margin: 1rem 0; }
+.tiles.many { grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); }
 .tile, .card { background: var(--card); border: 1px solid var(--edge); border-radius: 12px; }
 .tile { padding: .8rem 1rem; border-top: 4px solid var(--state, var(--edge)); }
 .tile span { display: block; }
@@ -407,7 +410,7 @@ footer { margin-top: 2rem; color: var(--muted); font-size: .9rem; }
   .chain li { grid-template-columns: 1fr; }
   table.heat { font-size: .78rem; border-spacing: 2px; }
   .heat th, .heat tbody td { padding: .35rem .2rem; }
-  .tiles { grid-template-columns: 1fr 1fr; gap: .6rem; }
+  .tiles, .tiles.many { grid-template-columns: 1fr 1fr; gap: .6rem; }
   .value { font-size: 1.25rem; }
 }
 @media print { body { background: #fff; } .card, .tile { break-inside: avoid; } }
