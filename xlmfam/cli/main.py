@@ -19,7 +19,7 @@ from xlmfam.cli.options import note, quiet_frameworks
 COMMANDS = ("convert", "verify", "inspect", "generate", "fill", "translate", "demo")
 
 DESCRIPTION = """\
-Work with checkpoints of XGLM and XLM (and, soon, X-MOD and Transformer-XL) in PyTorch, TensorFlow
+Work with checkpoints of XGLM, XLM and X-MOD (and, soon, Transformer-XL) in PyTorch, TensorFlow
 and Flax: move them between frameworks, prove that nothing was lost, look into them, run them."""
 
 EXAMPLES = """\
