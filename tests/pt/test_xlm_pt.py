@@ -413,6 +413,8 @@ def test_fill_mask(tokenizer):
     assert [guess["token"] for guess in guesses] == best.indices.tolist()
     assert [guess["score"] for guess in guesses] == pytest.approx(best.values.tolist(), rel=1e-4)
     assert guesses[0]["token_str"].strip() in guesses[0]["sequence"]
+    by_number = model.fill_mask(one, tokenizer, top_k=3, lang=1)
+    assert [guess["token"] for guess in by_number] == [guess["token"] for guess in guesses]
     both = model.fill_mask([one, two], tokenizer, top_k=3, lang="en")
     assert [g["token"] for g in both[0]] == [g["token"] for g in guesses]
     assert [len(guesses) for guesses in both[1]] == [3, 3]

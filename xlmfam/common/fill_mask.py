@@ -37,7 +37,7 @@ class FillMaskMixin:
         text: str | Sequence[str],
         tokenizer: Any,
         top_k: int = 5,
-        lang: str | Sequence[str] | None = None,
+        lang: str | int | Sequence[str | int] | None = None,
     ) -> list[Any]:
         """Guess the words that stand hidden behind ``tokenizer.mask_token``.
 
@@ -45,8 +45,8 @@ class FillMaskMixin:
             text: A text with mask tokens in it, or several.
             tokenizer: Of this model.
             top_k: Number of guesses for each mask.
-            lang: Language of the texts, or one for each; what the tokenizer and, where it has
-                languages, the model go by.
+            lang: Language of the texts, or one for each, by name or id; what the model goes by
+                where it has languages, and the tokenizer where they are names.
 
         Returns:
             For one mask, its guesses, best first: dicts of ``score`` (probability), ``token``,
@@ -88,10 +88,13 @@ class FillMaskMixin:
 
 
 def _language(tokenizer: Any, lang: Any) -> dict[str, Any]:
-    """Return the tokenizer's argument for the language, where it takes one."""
-    if lang is None or "lang" not in getattr(tokenizer, "call_options", ()):
+    """Return the tokenizer's argument for the language, where it takes one; ids say nothing."""
+    names = [lang] if isinstance(lang, str | int) else list(lang or ())
+    if not names or "lang" not in getattr(tokenizer, "call_options", ()):
         return {}
-    return {"lang": lang if isinstance(lang, str) else list(lang)}
+    if not all(isinstance(name, str) for name in names):
+        return {}
+    return {"lang": lang if isinstance(lang, str) else names}
 
 
 def _padding(mask: np.ndarray) -> int:
