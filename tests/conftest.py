@@ -1,7 +1,9 @@
 """Settings that must stand before any framework is imported, and the fixtures for backends."""
 
 import contextlib
+import gc
 import os
+import sys
 
 import pytest
 
@@ -35,6 +37,15 @@ def pytest_configure(config):
     """Models compiled by one test serve the others of its file, so files stay whole."""
     if getattr(config.option, "dist", "no") == "load":
         config.option.dist = "loadfile"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _let_go_of_what_was_compiled():
+    """Compiled functions of thousands of tests are more memory maps than a process may have."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
