@@ -11,7 +11,7 @@ from tolerances import MODEL
 from xlmfam import flax
 from xlmfam.common.errors import XlmfamError
 from xlmfam.common.parameters import layout_shape, spell
-from xlmfam.flax.xmod_modules import Languages
+from xlmfam.flax.xmod_adapters import Languages, pick
 
 SIZES = {
     "vocab_size": 61,
@@ -126,6 +126,18 @@ def test_languages_that_are_traced(model, ids, one_at_a_time, traced):
     close(jax.jit(each)(ids, jnp.array(MIXED)), one_at_a_time)
     known = jax.vmap(lambda rows: model(rows, lang_ids=MIXED).logits)
     close(jax.jit(known)(np.stack([ids, ids]))[1], one_at_a_time)
+
+
+def test_picking_moves_nothing_else():
+    every = tuple(jnp.full((2, 3), float(index)) for index in range(5))
+    ids = jnp.array([4, 0, 4])
+    expected = jnp.stack(every)[ids]
+    close(jax.jit(pick)(ids, every), expected, 0)
+    assert "concatenate" not in jax.jit(pick).lower(ids, every).compile().as_text()
+    _, tangent = jax.jit(lambda e: jax.jvp(lambda e: pick(ids, e), (e,), (e,)))(every)
+    close(tangent, expected, 0)
+    gradients = jax.jit(jax.grad(lambda e: pick(ids, e).sum()))(every)
+    assert [float(x[0, 0]) for x in gradients] == [1, 0, 0, 0, 2]
 
 
 def test_a_language_for_each_token(model, ids, traced):
