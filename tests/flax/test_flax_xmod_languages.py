@@ -123,11 +123,12 @@ def test_adding_the_mean_and_the_random():
 def test_a_new_model_has_no_adapter_twice():
     model = flax.XmodForMaskedLM(flax.XmodConfig(**SIZES))
     model.add_language("nl")
+    model.add_language("fi")
     flat = flatten_dict(model.params)
     sums = [
         float(jnp.abs(x).sum()) for path, x in flat.items() if path[-2:] == ("dense1", "kernel")
     ]
-    assert len(sums) == len(set(sums)) == 10
+    assert len(sums) == len(set(sums)) == 12
 
 
 def test_adding_without_params_of_its_own(ids):
@@ -239,11 +240,16 @@ def test_generation_without_looking_back_only(ids):
     model = build("XmodForCausalLM", num_hidden_layers=1, default_language="en")
     text = ids
     call = jax.jit(lambda i: model(i, last_logits_only=True).logits[:, 0])
+    scores = []
     for _ in range(2):
-        best = np.asarray(call(text)).argmax(-1)
+        scores.append(call(text))
+        best = np.asarray(scores[-1]).argmax(-1)
         text = np.concatenate([text, best[:, None]], 1)
-    found = model.generate(ids, max_new_tokens=2, eos_token_id=None)
-    assert found.tolist() == text.tolist()
+    options = {"output_scores": True, "return_dict_in_generate": True}
+    found = model.generate(ids, max_new_tokens=2, eos_token_id=None, **options)
+    assert found.sequences.tolist() == text.tolist()
+    for came, expected in zip(found.scores, scores, strict=True):
+        close(came, expected)
 
 
 def test_the_default_language_may_change_between_calls(decoder, ids):

@@ -273,7 +273,10 @@ def test_a_base_without_pooling(ids, tmp_path):
     build_xmod().save_pretrained(tmp_path)
     model, info = xlm.XmodModel.from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == ["pooler.dense.weight", "pooler.dense.bias"]
-    bare = xlm.XmodModel.from_pretrained(tmp_path, add_pooling_layer=False)
+    bare, info = xlm.XmodModel.from_pretrained(
+        tmp_path, add_pooling_layer=False, output_loading_info=True
+    )
+    assert info["missing_keys"] == []
     assert bare(ids, 0).pooler_output is None
     np.testing.assert_array_equal(bare(ids, 0).last_hidden_state, model(ids, 0).last_hidden_state)
     model.save_pretrained(tmp_path / "pooled")
@@ -326,40 +329,48 @@ def test_fill_mask_probabilities_follow_the_language(shared, ids):
 
 @pytest.fixture(scope="module")
 def decoder():
-    return build_xmod("XmodForCausalLM", is_decoder=True, num_hidden_layers=1, eos_token_id=None)
+    return build_xmod("XmodForCausalLM", is_decoder=True, eos_token_id=None)
 
 
-def alone(model, row, lang, **options):
-    return model.generate(row[None], lang_ids=lang, max_new_tokens=4, **options)[0].numpy().tolist()
+def generated(model, prompts, langs, steps=4, **options):
+    """Return ids and the scores (rows, steps, V) or, of beams, (rows, 1, 1) that they had."""
+    output = model.generate(
+        prompts,
+        lang_ids=langs,
+        max_new_tokens=steps,
+        output_scores=True,
+        return_dict_in_generate=True,
+        **options,
+    )
+    scores = output.sequences_scores
+    scores = np.stack(output.scores, 1) if scores is None else scores[:, None, None]
+    return output.sequences.numpy(), np.asarray(scores)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}], ids=str)
 def test_rows_are_generated_in_their_languages(decoder, ids, options):
     prompts = np.array(ids[:2, :4])
     prompts[0, :2] = 1
-    expected = [
-        [1, 1, *alone(decoder, prompts[0, 2:], "sw_KE", **options)],
-        alone(decoder, prompts[1], "en_XX", **options),
-    ]
+    first = generated(decoder, prompts[:1, 2:], "sw_KE", **options)
+    second = generated(decoder, prompts[1:], "en_XX", **options)
     for langs in (["sw_KE", "en_XX"], tf.constant([[2] * 4, [0] * 4])):
-        came = decoder.generate(prompts, lang_ids=langs, max_new_tokens=4, **options)
-        assert came.numpy().tolist() == expected
-    assert alone(decoder, prompts[1], "de_DE") != expected[1]
+        came, scores = generated(decoder, prompts, langs, **options)
+        assert came[0].tolist() == [1, 1, *first[0][0]]
+        assert came[1].tolist() == second[0][0].tolist()
+        assert error(scores, np.concatenate([first[1], second[1]])) < MODEL
+    assert error(generated(decoder, prompts[1:], "de_DE", **options)[1], second[1]) > 1e-3
 
 
 def test_new_tokens_have_the_language_of_the_last_one(decoder, ids):
-    came = [
-        decoder.generate(
-            ids[:1], lang_ids=BY_TOKEN[:1], max_new_tokens=5, use_cache=use_cache
-        ).numpy()
-        for use_cache in (True, False)
-    ]
-    np.testing.assert_array_equal(*came)
-    text = came[0]
-    for length in range(7, 12):
-        langs = np.concatenate([BY_TOKEN[:1], np.repeat(BY_TOKEN[:1, -1:], length - 7, 1)], 1)
-        logits = decoder(tf.constant(text[:, :length]), tf.constant(langs)).logits
-        assert int(tf.argmax(logits[0, -1])) == text[0, length]
+    given = np.array([[0, 1, 2, 0, 1, 2, 2]])
+    for use_cache in (True, False):
+        text, scores = generated(decoder, ids[:1], given, use_cache=use_cache)
+        for step in range(4):
+            langs = np.concatenate([given, np.full((1, step), 2)], 1)
+            # A token that happens to be the padding has its place all the same.
+            places = 2 + tf.range(7 + step)[None]
+            logits = decoder(tf.constant(text[:, : 7 + step]), langs, position_ids=places).logits
+            assert error(scores[0, step], logits[0, -1]) < MODEL
 
 
 def test_generation_counts_traces_and_languages(ids):
@@ -381,7 +392,8 @@ def test_generation_counts_traces_and_languages(ids):
 
 def test_a_model_that_is_no_decoder_generates(ids):
     model = build_xmod("XmodForCausalLM", num_hidden_layers=1, default_language="de_DE")
-    text = model.generate(ids[:1], max_new_tokens=3, eos_token_id=None).numpy()
-    for length in range(7, 10):
-        logits = model(tf.constant(text[:, :length])).logits
-        assert int(tf.argmax(logits[0, -1])) == text[0, length]
+    text, scores = generated(model, ids[:1], None, steps=3, eos_token_id=None)
+    for step in range(3):
+        places = 2 + tf.range(7 + step)[None]
+        logits = model(tf.constant(text[:, : 7 + step]), position_ids=places).logits
+        assert error(scores[0, step], logits[0, -1]) < MODEL

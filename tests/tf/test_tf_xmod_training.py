@@ -7,6 +7,7 @@ import tensorflow as tf
 from tf_models import XMOD_SIZES, build_xmod
 
 from xlmfam import tf as xlm
+from xlmfam.tf import xmod_transformer
 
 LM = "XmodForMaskedLM"
 RANDOM = np.random.RandomState(3)
@@ -78,8 +79,12 @@ def test_xla_and_recomputing_fit(policy, class_name, policy_name):
     assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
 
 
-def test_recomputed_gradients_are_equal():
-    came = []
+def test_recomputed_gradients_are_equal(monkeypatch):
+    came, counted = [], []
+    plain = xmod_transformer.recomputed
+    monkeypatch.setattr(
+        xmod_transformer, "recomputed", lambda *given: counted.append(1) or plain(*given)
+    )
     for again in (False, True):
         model = build_xmod(hidden_dropout_prob=0.2, adapter_layer_norm=True)
         if again:
@@ -90,6 +95,7 @@ def test_recomputed_gradients_are_equal():
             loss = tf.reduce_mean(output.loss)
         values = tape.gradient(loss, model.trainable_variables)
         came.append(model.to_canonical(values))
+    assert len(counted) == 2  # the layers of the second model
     assert came[0].keys() == came[1].keys()
     for name, value in came[0].items():
         np.testing.assert_allclose(came[1][name], value, atol=1e-5, err_msg=name)

@@ -25,8 +25,9 @@ from xlmfam.flax.checks import room_for
 from xlmfam.flax.generation import GenerationMixin, check_extra, is_traced, read_text
 from xlmfam.flax.losses import IGNORED, causal_lm_loss, labelled, mean_loss
 from xlmfam.flax.outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput
+from xlmfam.flax.xmod_adapters import Languages
 from xlmfam.flax.xmod_inputs import Past, languages
-from xlmfam.flax.xmod_modules import Languages, dense, norm
+from xlmfam.flax.xmod_modules import dense, norm
 from xlmfam.flax.xmod_transformer import (
     XmodModel,
     XmodModule,

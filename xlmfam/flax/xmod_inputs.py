@@ -26,7 +26,7 @@ from xlmfam.common.logging import get_logger
 from xlmfam.flax.base import as_arrays, is_concrete
 from xlmfam.flax.cache import KeyValueCache, check_mask, past_length
 from xlmfam.flax.checks import check_range
-from xlmfam.flax.xmod_modules import Languages
+from xlmfam.flax.xmod_adapters import Languages
 
 logger = get_logger(__name__)
 

@@ -27,8 +27,9 @@ from xlmfam.flax.attention import causal_mask, padding_mask
 from xlmfam.flax.base import Params, Path_, PreTrainedModel, initialise
 from xlmfam.flax.cache import KeyValueCache, past_length
 from xlmfam.flax.outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from xlmfam.flax.xmod_adapters import Languages
 from xlmfam.flax.xmod_inputs import Past, prepare
-from xlmfam.flax.xmod_modules import LAYER_FLAGS, Languages, XmodEmbeddings, XmodLayer, dense, norm
+from xlmfam.flax.xmod_modules import LAYER_FLAGS, XmodEmbeddings, XmodLayer, dense, norm
 
 
 class XmodPooler(nn.Module):
