@@ -43,6 +43,31 @@ def test_inputs(backend, model, inputs, message):
 
 
 @pytest.mark.parametrize(
+    ("head", "shape", "wrong", "most"),
+    [
+        ("XLMForSequenceClassification", (2,), 7, 6),
+        ("XLMForTokenClassification", (2, 4), -1, 6),
+        ("XLMForMultipleChoice", (2,), 3, 2),
+        ("XmodForSequenceClassification", (2,), -1, 6),
+        ("XmodForTokenClassification", (2, 4), 7, 6),
+        ("XmodForMultipleChoice", (2,), 3, 2),
+    ],
+)
+def test_classes_that_are_not_there(backend, tmp_path, head, shape, wrong, most):
+    model = backend.load(head, make(tmp_path, head))
+    ids = np.stack([IDS] * 3, 1) if "Choice" in head else IDS
+    inputs = {"input_ids": ids}
+    if head.startswith("Xmod"):
+        inputs["lang_ids"] = np.array([0, 2])
+    labels = np.full(shape, -100)  # does not count
+    labels.flat[0] = most
+    assert np.isfinite(backend.call(model, {**inputs, "labels": labels})["loss"])
+    labels.flat[0] = wrong
+    with pytest.raises(ValueError, match=rf"labels holds {wrong}, outside \[0, {most}\]"):
+        backend.call(model, {**inputs, "labels": labels})
+
+
+@pytest.mark.parametrize(
     ("rows", "room", "message"),
     [(3, 8, "has 3 rows, the inputs have 2"), (2, 3, "the cache holds 3 tokens, 4 are needed")],
 )

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from xlmfam.common.errors import XlmfamError
 
+IGNORED = -100  # the label that does not count
+
 
 def is_cheap(values: Tensor) -> bool:
     """Whether looking at values costs nothing: on the CPU, outside of any compiler."""
@@ -31,3 +33,9 @@ def check_range(name: str, values: Tensor, least: int, most: int) -> None:
     if low < least or high > most:
         wrong = low if low < least else high
         raise XlmfamError(f"{name} holds {wrong}, outside [{least}, {most}]")
+
+
+def check_labels(labels: Tensor | None, count: int) -> None:
+    """Raise ``XlmfamError`` for classes that are not there, where looking is cheap."""
+    if labels is not None and is_cheap(labels):
+        check_range("labels", labels[labels != IGNORED], 0, count - 1)

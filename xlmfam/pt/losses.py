@@ -15,9 +15,7 @@ from xlmfam.common.checks import check_shape
 from xlmfam.common.configs import PretrainedConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.common.languages import resolve_langs
-from xlmfam.pt.checks import check_range, is_cheap
-
-IGNORED = -100  # the label that does not count
+from xlmfam.pt.checks import IGNORED, check_labels, check_range, is_cheap
 
 
 def labelled(hidden: Tensor, targets: Tensor, room: bool | int) -> tuple[Tensor, Tensor]:
@@ -66,6 +64,7 @@ def classification_loss(config: PretrainedConfig, logits: Tensor, labels: Tensor
     batch, width = logits.shape
     if kind == "single_label_classification":
         labels = column("labels", labels, batch).long()
+        check_labels(labels, width)
         return mean_loss(logits, labels)
     if kind == "regression":
         check_shape("labels", labels, (batch, width), *([(batch,)] if width == 1 else []))

@@ -18,9 +18,10 @@ from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import ConfigError, XlmfamError
 from xlmfam.common.fill_mask import FillMaskMixin
 from xlmfam.pt.cache import KeyValueCache
+from xlmfam.pt.checks import IGNORED
 from xlmfam.pt.generation import GenerationMixin
 from xlmfam.pt.layers import text_positions
-from xlmfam.pt.losses import IGNORED, labelled, mean_loss
+from xlmfam.pt.losses import labelled, mean_loss
 from xlmfam.pt.outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput
 from xlmfam.pt.xlm_modules import XLMPredLayer
 from xlmfam.pt.xlm_transformer import Past, XLMModel, XLMPreTrainedModel

@@ -15,6 +15,7 @@ from xlmfam.common.checks import check_shape
 from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.common.logging import get_logger
+from xlmfam.pt.checks import check_labels
 from xlmfam.pt.linear import Linear
 from xlmfam.pt.losses import (
     choice_langs,
@@ -192,6 +193,7 @@ class XLMForMultipleChoice(XLMHead):
             logger.warning("lengths is not used for multiple choice: give attention_mask")
         batch, choices = given.shape[:2]
         check_shape("labels", labels, (batch,))
+        check_labels(labels, choices)
         output = self.transformer(
             input_ids=flat(input_ids),
             attention_mask=flat(attention_mask),
@@ -283,6 +285,7 @@ class XLMForTokenClassification(XLMHead):
         hidden = F.dropout(output.last_hidden_state, self.config.dropout, self.training)
         logits = self.classifier(hidden)
         check_shape("labels", labels, tuple(logits.shape[:2]))
+        check_labels(labels, self.config.num_labels)
         result = TokenClassifierOutput(
             loss=None if labels is None else mean_loss(logits, labels),
             logits=logits,

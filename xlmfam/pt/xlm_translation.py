@@ -19,7 +19,8 @@ from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.common.translation import Translation, TranslationMixin, check_translation
 from xlmfam.pt.beams import LOWEST, take_beams
-from xlmfam.pt.losses import IGNORED, mean_loss
+from xlmfam.pt.checks import IGNORED
+from xlmfam.pt.losses import mean_loss
 from xlmfam.pt.outputs import BaseModelOutput, Seq2SeqLMOutput
 from xlmfam.pt.xlm_modules import XLMPredLayer
 from xlmfam.pt.xlm_transformer import Past, XLMModel, XLMPreTrainedModel

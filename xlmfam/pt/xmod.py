@@ -19,10 +19,11 @@ from xlmfam.common.errors import ConfigError, XlmfamError
 from xlmfam.common.fill_mask import FillMaskMixin
 from xlmfam.common.languages import resolve_langs
 from xlmfam.pt.cache import KeyValueCache
+from xlmfam.pt.checks import IGNORED
 from xlmfam.pt.generation import GenerationMixin
 from xlmfam.pt.layers import causal_lm_loss
 from xlmfam.pt.linear import Linear
-from xlmfam.pt.losses import IGNORED, labelled, mean_loss
+from xlmfam.pt.losses import labelled, mean_loss
 from xlmfam.pt.outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput
 from xlmfam.pt.xmod_transformer import Past, XmodModel, XmodPreTrainedModel
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from xlmfam.common.checks import check_shape
 from xlmfam.common.configs.xmod import XmodConfig
 from xlmfam.common.errors import XlmfamError
+from xlmfam.pt.checks import check_labels
 from xlmfam.pt.linear import Linear
 from xlmfam.pt.losses import choice_langs, classification_loss, column, flat, mean_loss, within
 from xlmfam.pt.outputs import (
@@ -186,6 +187,7 @@ class XmodForMultipleChoice(XmodHead):
             raise XlmfamError(f"the inputs must be {wanted}, got {shape}")
         batch, choices = given.shape[:2]
         check_shape("labels", labels, (batch,))
+        check_labels(labels, choices)
         output = self.roberta(
             input_ids=flat(input_ids),
             lang_ids=choice_langs(self.config, lang_ids, batch, choices),
@@ -269,6 +271,7 @@ class XmodForTokenClassification(XmodHead):
         )
         logits = self.classifier(self._drop(output.last_hidden_state))
         check_shape("labels", labels, tuple(logits.shape[:2]))
+        check_labels(labels, self.config.num_labels)
         result = TokenClassifierOutput(
             loss=None if labels is None else mean_loss(logits, labels),
             logits=logits,

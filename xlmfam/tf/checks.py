@@ -7,6 +7,7 @@ import tensorflow as tf
 from xlmfam.common.checks import check_token_range
 from xlmfam.common.errors import XlmfamError
 from xlmfam.tf.attention import Tensor
+from xlmfam.tf.layers import IGNORED
 
 
 def is_cheap(values: Tensor) -> bool:
@@ -37,3 +38,11 @@ def check_ids(name: str, token_ids: Tensor | None, vocab_size: int) -> None:
         raise XlmfamError(f"{name} must hold integers, got {token_ids.dtype.name}")
     if is_cheap(token_ids):
         check_token_range(name, *least_and_most(token_ids), vocab_size)
+
+
+def check_labels(labels: Tensor | None, count: int | None) -> None:
+    """Raise ``XlmfamError`` for classes that are not there, where looking is cheap."""
+    if labels is None or count is None or not is_cheap(labels):
+        return
+    labels = tf.cast(labels, tf.int64)
+    check_range("labels", tf.boolean_mask(labels, labels != IGNORED), 0, count - 1)

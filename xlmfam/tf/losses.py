@@ -18,7 +18,7 @@ from xlmfam.common.errors import XlmfamError
 from xlmfam.common.languages import resolve_langs
 from xlmfam.common.outputs import ModelOutput
 from xlmfam.tf.attention import Tensor, sizes
-from xlmfam.tf.checks import is_cheap
+from xlmfam.tf.checks import check_labels, is_cheap
 from xlmfam.tf.layers import (
     IGNORED,
     label_losses,
@@ -140,7 +140,9 @@ def classification_losses(
         kind = "regression" if config.num_labels == 1 else kind
     batch, width = logits.shape
     if kind == "single_label_classification":
-        return choice_losses(logits, column("labels", labels, batch), none)
+        labels = column("labels", labels, batch)
+        check_labels(labels, width)
+        return choice_losses(logits, labels, none)
     logits = tf.cast(logits, tf.float32)
     if kind == "regression":
         check_shape("labels", labels, (batch, width), *([(batch,)] if width == 1 else []))

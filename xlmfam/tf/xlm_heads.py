@@ -17,7 +17,7 @@ from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.common.logging import get_logger
 from xlmfam.tf.attention import Tensor, sizes
-from xlmfam.tf.checks import check_range
+from xlmfam.tf.checks import check_labels, check_range
 from xlmfam.tf.layers import (
     Linear,
     label_losses,
@@ -217,6 +217,7 @@ class XLMForMultipleChoice(XLMPreTrainedModel):
             logger.warning("lengths is not used for multiple choice: give attention_mask")
         batch, choices = sizes(given)[:2]
         check_shape("labels", labels, (given.shape[0],))
+        check_labels(labels, given.shape[1])
         output = self.transformer(
             input_ids=flat(input_ids),
             attention_mask=flat(attention_mask),
@@ -321,6 +322,7 @@ class XLMForTokenClassification(XLMPreTrainedModel):
         hidden = dropper.drop(output.last_hidden_state, self.config.dropout)
         logits = self.classifier(hidden)
         check_shape("labels", labels, tuple(logits.shape[:2]))
+        check_labels(labels, self.config.num_labels)
         result = TokenClassifierOutput(
             loss=None if labels is None else label_losses(logits, labels),
             logits=logits,

@@ -16,6 +16,7 @@ from xlmfam.common.checks import check_shape
 from xlmfam.common.configs.xmod import XmodConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.tf.attention import Tensor, sizes
+from xlmfam.tf.checks import check_labels
 from xlmfam.tf.layers import Linear, TableLayer, label_losses, label_weights, mean_label_loss
 from xlmfam.tf.losses import (
     choice_langs,
@@ -217,6 +218,7 @@ class XmodForMultipleChoice(XmodHead):
             wanted = "(batch, choices, sequence)" if dimensions == 3 else "with a width behind it"
             raise XlmfamError(f"the inputs must be {wanted}, got {shape}")
         check_shape("labels", labels, (given.shape[0],))
+        check_labels(labels, given.shape[1])
         output = self.roberta(
             input_ids=flat(input_ids),
             lang_ids=choice_langs(self.config, lang_ids, given),
@@ -315,6 +317,7 @@ class XmodForTokenClassification(XmodHead):
         dropper = self.roberta.dropper(training)
         logits = self.classifier(dropper.drop(output.last_hidden_state, self.classifier_dropout))
         check_shape("labels", labels, tuple(logits.shape[:2]))
+        check_labels(labels, self.config.num_labels)
         result = TokenClassifierOutput(
             loss=None if labels is None else label_losses(logits, labels),
             logits=logits,
