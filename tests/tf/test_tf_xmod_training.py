@@ -60,6 +60,19 @@ def test_every_head_fits(class_name):
         np.testing.assert_allclose(output[name], value, atol=2e-5, err_msg=name)
 
 
+def test_languages_that_do_not_occur_stay_and_nobody_is_warned(recwarn):
+    model = build_xmod(LM, num_hidden_layers=1)
+    model.set_default_language("de_DE")
+    model.compile(optimizer=keras.optimizers.AdamW(5e-3, weight_decay=0.1), jit_compile=False)
+    free = {n: p for n, p in model.expected_parameters().items() if p.tied_to is None}
+    before = {name: model._variable(p).numpy() for name, p in free.items()}
+    model.fit({"input_ids": IDS, "labels": LABELS}, batch_size=6, verbose=0)
+    changed = {n for n, p in free.items() if (model._variable(p).numpy() != before[n]).any()}
+    languages = {free[name].language for name in changed}
+    assert languages == {None, "de_DE"}
+    assert not [w for w in recwarn if "Gradients do not exist" in str(w.message)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("class_name", "policy_name"),

@@ -96,3 +96,53 @@ def gather_languages(present: tuple[str, ...], ids: Tensor) -> Languages:
     passed = tf.reduce_sum(tf.cast(tf.range(blocks)[:, None] >= ends, tf.int32), -1)
     ids = tf.minimum(passed, len(present) - 1)
     return Languages(present, (), order, place, True, ids)
+
+
+def pick(ids: Tensor, every: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Return the parameters of the adapters that are named, one after the other.
+
+    A processor copies them one by one: to stack all would move every language's for each layer.
+    Elsewhere branches cost more than memory traffic does.
+
+    Args:
+        ids: (N,) places in ``every``.
+        every: Parameters of each adapter.
+
+    Returns:
+        (N, ...) for each parameter.
+    """
+    number = len(every[0])
+
+    @tf.custom_gradient
+    def chosen(*flat: Tensor) -> Any:
+        adapters = [flat[start : start + number] for start in range(0, len(flat), number)]
+
+        def gradient(*upstream: Tensor) -> list[Tensor]:
+            # Branches would add up all adapters for each that is named.
+            sums = [tf.math.unsorted_segment_sum(u, ids, len(adapters)) for u in upstream]
+            by_adapter = zip(*(tf.unstack(each, len(adapters)) for each in sums), strict=True)
+            return [value for adapter in by_adapter for value in adapter]
+
+        return _pick_each(ids, adapters), gradient
+
+    if tf.config.list_logical_devices("GPU"):
+        return [tf.gather(tf.stack(values), ids) for values in zip(*every, strict=True)]
+    return chosen(*(value for adapter in every for value in adapter))
+
+
+@tf.function(autograph=False)  # traced once for all layers, which are alike
+def _pick_each(ids: Tensor, adapters: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    kinds = [tf.TensorSpec(value.shape, value.dtype) for value in adapters[0]]
+    return tf.map_fn(lambda place: _pick_one(place, adapters), ids, fn_output_signature=kinds)
+
+
+def _pick_one(place: Tensor, adapters: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Halve the adapters until one is left: of many branches at once, each would take them all."""
+    half = len(adapters) // 2
+    if not half:
+        return [tf.identity(value) for value in adapters[0]]
+    return tf.cond(
+        place < half,
+        lambda: _pick_one(place, adapters[:half]),
+        lambda: _pick_one(place - half, adapters[half:]),
+    )

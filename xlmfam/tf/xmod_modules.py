@@ -22,7 +22,7 @@ from xlmfam.tf.layers import (
     TableLayer,
     hold_padding,
 )
-from xlmfam.tf.xmod_languages import BLOCK, Languages
+from xlmfam.tf.xmod_languages import BLOCK, Languages, pick
 
 
 class XmodEmbeddings(TableLayer):
@@ -292,19 +292,16 @@ class XmodOutput(TableLayer):
     def _gathered(self, rows: Tensor, languages: Languages) -> Tensor:
         """Send every row, or block of tokens, through the adapter that it names."""
         adapters = [self.adapter_modules[code] for code in languages.present]
-
-        def gather(values: list[Any]) -> Tensor:
-            return tf.gather(tf.stack([tf.convert_to_tensor(v) for v in values]), languages.ids)
-
-        def linear(inputs: Tensor, layers: list[Linear]) -> Tensor:
-            biases = gather([layer.bias for layer in layers])[:, None]
-            return tf.matmul(inputs, gather([layer.kernel for layer in layers])) + biases
-
+        every = [
+            tuple(tf.convert_to_tensor(v) for v in (d1.kernel, d1.bias, d2.kernel, d2.bias))
+            for d1, d2 in ((adapter.dense1, adapter.dense2) for adapter in adapters)
+        ]
+        kernel1, bias1, kernel2, bias2 = pick(languages.ids, every)
         shape = sizes(rows)
         if languages.by_token:
             rows = tf.reshape(rows, [-1, BLOCK, shape[-1]])
-        inner = self.activation(linear(rows, [adapter.dense1 for adapter in adapters]))
-        return tf.reshape(linear(inner, [adapter.dense2 for adapter in adapters]), shape)
+        inner = self.activation(tf.matmul(rows, kernel1) + bias1[:, None])
+        return tf.reshape(tf.matmul(inner, kernel2) + bias2[:, None], shape)
 
 
 class XmodLayer(HasOutput):
