@@ -88,6 +88,30 @@ _XLM = {
     "attention_dropout": 0.0,
 }
 _XLM_SMALL = {**_XLM, "vocab_size": 1000, "emb_dim": 64, "n_layers": 2, "n_heads": 4}
+# As many languages as the published checkpoints have; what they are called makes no difference.
+_XMOD = {
+    "vocab_size": 250002,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "adapter_reduction_factor": 2,
+    "adapter_reuse_layer_norm": True,
+    "ln_before_adapter": True,
+    "languages": [f"l{number:02}_XX" for number in range(81)],
+    "default_language": None,
+}
+_XMOD_SMALL = {
+    **_XMOD,
+    "vocab_size": 1000,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+}
 
 MODELS = {
     "xglm-564m": Model(
@@ -107,6 +131,17 @@ MODELS = {
         suffix="_xlm",
         warm_ups=0,
         repeats=2,
+    ),
+    "xmod-base": Model(
+        "xmod",
+        "XmodModel",
+        ("load", "one", "two", "sixteen"),
+        ("pt",),
+        {
+            "full": Shape(_XMOD, rows=16, length=64),
+            "small": Shape(_XMOD_SMALL, rows=16, length=16),
+        },
+        suffix="_xmod",
     ),
 }
 
@@ -291,6 +326,62 @@ class Worker:
             raise RuntimeError(f"the loss does not fall: {losses}")
 
 
+class LanguagesWorker:
+    """The tasks of a model with an adapter for each language, in terms of a few hooks."""
+
+    def __init__(self, arguments: Arguments):
+        self.arguments = arguments
+
+    def load_model(self) -> object:
+        """Load the model from the checkpoint; where that can be chosen, with one language."""
+        raise NotImplementedError
+
+    def touch(self, model: object) -> None:
+        """Read every weight."""
+        raise NotImplementedError
+
+    def encode_work(self, ids: np.ndarray, languages: np.ndarray) -> Callable[[], np.ndarray]:
+        """Work that returns the hidden states (batch, length, width) of ``ids``.
+
+        Args:
+            ids: Tokens (batch, length).
+            languages: Numbers of their languages (batch,).
+        """
+        raise NotImplementedError
+
+    def load(self) -> None:
+        """Time and peak memory of loading."""
+        emit_load(self.arguments, self.load_model, self.touch)
+
+    def one(self) -> None:
+        """Encode a batch of one language."""
+        self._encode("one", 1)
+
+    def two(self) -> None:
+        """Encode a batch in which two languages take turns."""
+        self._encode("two", 2)
+
+    def sixteen(self) -> None:
+        """Encode a batch of sixteen languages."""
+        self._encode("sixteen", 16)
+
+    def _encode(self, metric: str, count: int) -> None:
+        shape = self.arguments.shape
+        ids = self.arguments.ids(shape.rows, shape.length)
+        # Not the first languages, nor neighbours.
+        languages = (np.arange(shape.rows) % count * 5 + 3).astype(np.int32)
+        work = self.encode_work(ids, languages)
+        hidden: list[np.ndarray] = []
+        emit_steady(self.arguments, metric, lambda: hidden.append(work()), 1.0, "s")
+        emit_check([projected_norm(hidden[0])])
+
+
+def projected_norm(hidden: np.ndarray) -> float:
+    """The norm along a random direction; the norms themselves are fixed by the last layer norm."""
+    direction = np.random.default_rng(1).standard_normal(hidden.shape[-1])
+    return float(np.linalg.norm(hidden @ direction))
+
+
 class MaskedWorker:
     """The tasks of a masked model, in terms of hooks that a backend fills in."""
 
@@ -311,9 +402,7 @@ class MaskedWorker:
         work = self.encode_work(self.arguments.ids(shape.rows, shape.length))
         hidden: list[np.ndarray] = []
         emit_steady(self.arguments, "encode", lambda: hidden.append(work()), 1.0, "s")
-        # A random direction, as the norms themselves are fixed by the last layer norm.
-        direction = np.random.default_rng(1).standard_normal(hidden[0].shape[-1])
-        emit_check([float(np.linalg.norm(hidden[0] @ direction))])
+        emit_check([projected_norm(hidden[0])])
 
     def mlm(self) -> None:
         """One training step of masked language modelling."""

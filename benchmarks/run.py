@@ -34,11 +34,17 @@ METRICS = {
     "train": "Training step, 1 x {train} tokens, SGD",
     "encode": "Encoding of {rows} x {length} tokens",
     "mlm": "Masked-LM training step, {rows} x {length} tokens, {labelled} labels, SGD",
+    "one": "Encoding of {rows} x {length} tokens, one language",
+    "two": "Encoding of {rows} x {length} tokens, two languages alternating",
+    "sixteen": "Encoding of {rows} x {length} tokens, sixteen languages",
     "prefill_first_call": "Prefill: first call, compiling included",
     "decode1_first_call": "Decoding, batch 1: first call, compiling included",
     "decode8_first_call": "Decoding, batch 8: first call, compiling included",
     "train_first_call": "Training step: first call, compiling included",
     "encode_first_call": "Encoding: first call, compiling included",
+    "one_first_call": "One language: first call, compiling included",
+    "two_first_call": "Two languages: first call, compiling included",
+    "sixteen_first_call": "Sixteen languages: first call, compiling included",
     "mlm_first_call": "Masked-LM training step: first call, compiling included",
 }
 TOLERANCE = 1e-4  # relative, of what all sides have to agree on
