@@ -16,6 +16,7 @@ _EXPORTS = {
     "AutoTokenizer": "xlmfam.common.tokenizers",
     "GenerationConfig": "xlmfam.common.generation",
     "PretrainedConfig": "xlmfam.common.configs",
+    "TransfoXLConfig": "xlmfam.common.configs",
     "XGLMConfig": "xlmfam.common.configs",
     "XGLMTokenizer": "xlmfam.common.tokenizers",
     "XGLMTokenizerFast": "xlmfam.common.tokenizers",

@@ -136,7 +136,7 @@ class PreTrainedModel(TrainingMixin, keras.Model):
             name=leaf,
             trainable=parameter.trainable,
             # Whole tables are never cast, and norms are computed in float32.
-            autocast=parameter.kind in (Kind.LINEAR, Kind.BIAS, Kind.RAW),
+            autocast=parameter.kind in (Kind.LINEAR, Kind.BIAS, Kind.RAW, Kind.RAW_BIAS),
         )
         setattr(owner, leaf, variable)
 

@@ -13,6 +13,7 @@ from xlmfam.common.errors import ConfigError
 CONFIGS = {
     "xglm": ("xlmfam.common.configs.xglm", "XGLMConfig"),
     "xlm": ("xlmfam.common.configs.xlm", "XLMConfig"),
+    "transfo-xl": ("xlmfam.common.configs.transfo_xl", "TransfoXLConfig"),
     "xmod": ("xlmfam.common.configs.xmod", "XmodConfig"),
 }
 

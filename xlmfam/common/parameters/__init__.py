@@ -19,6 +19,7 @@ from xlmfam.common.parameters.table import Kind, Parameter, Row, Table, paramete
 TABLES = {
     "xglm": ("xlmfam.common.parameters.xglm", "XGLM"),
     "xlm": ("xlmfam.common.parameters.xlm", "XLM"),
+    "transfo-xl": ("xlmfam.common.parameters.transfo_xl", "TRANSFO_XL"),
     "xmod": ("xlmfam.common.parameters.xmod", "XMOD"),
 }
 

@@ -49,6 +49,8 @@ def spell(parameter: Parameter, spelling: Spelling, prefixed: bool = False) -> s
 
 def is_transposed(parameter: Parameter, spelling: Spelling) -> bool:
     """Whether the layout of ``spelling`` is the canonical one transposed."""
+    if spelling == "keras_h5":
+        return parameter.h5_transposed
     return parameter.kind is Kind.LINEAR and spelling != "canonical"
 
 

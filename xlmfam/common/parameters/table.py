@@ -27,6 +27,7 @@ class Kind(Enum):
     NORM_SHIFT = "norm_shift"
     EMBEDDING = "embedding"  # (rows, width) everywhere
     RAW = "raw"  # own name, same layout everywhere
+    RAW_BIAS = "raw_bias"  # the same, of a bias
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Row:
         heads: Names of the classes that have it; ``None`` means all of the family.
         tied_to: Template of the parameter that this one shares, while ``ties`` holds.
         always_tied: It shares it whatever the config says.
+        tied_when: Whether it shares it, for a config and the indices of its name, where the table's
+            ``ties`` does not tell.
         init: ``"normal"``, ``"zeros"``, ``"ones"`` or ``"sinusoids"``; ``None`` follows from
             the kind.
         std: Name of the config field with the standard deviation of ``"normal"`` values;
@@ -50,6 +53,8 @@ class Row:
         trainable: False for what is stored but never learned.
         h5_leaf: Last component in ``tf_model.h5`` where the kind does not tell.
         h5_path: The components before it as they are, where the name does not tell.
+        h5_transposed: Whether its layout in ``tf_model.h5`` is the canonical one transposed, where
+            the kind does not tell.
         part: What it belongs to where that matters for freezing, e.g. ``"embeddings"``.
         optional: Checkpoints of the family may lack it; it then starts anew.
     """
@@ -62,12 +67,14 @@ class Row:
     heads: frozenset[str] | None = None
     tied_to: str | None = None
     always_tied: bool = False
+    tied_when: Callable[[Any, dict[str, Any]], bool] | None = None
     init: str | None = None
     std: str | None = None
     padding_row: str | None = None
     trainable: bool = True
     h5_leaf: str | None = None
     h5_path: str | None = None
+    h5_transposed: bool | None = None
     part: str | None = None
     optional: bool = False
 
@@ -88,6 +95,7 @@ class Parameter:
         padding_row: Index of the row that starts as zeros, or ``None``.
         trainable: False for what is stored but never learned.
         h5_name: Name in ``tf_model.h5`` without the model-instance component.
+        h5_transposed: Whether its layout there is the canonical one transposed.
         layer: Number of the layer that it is in; ``None`` outside of all layers.
         language: Code of the language that it is for; ``None`` for what serves all.
         part: What it belongs to where that matters for freezing, or ``None``.
@@ -105,6 +113,7 @@ class Parameter:
     padding_row: int | None
     trainable: bool
     h5_name: str
+    h5_transposed: bool
     layer: int | None
     language: str | None
     part: str | None
@@ -127,7 +136,7 @@ class Parameter:
     @property
     def decays(self) -> bool:
         """Whether weight decay applies: not to biases, norms and what is never learned."""
-        return self.trainable and self.kind not in (Kind.BIAS, Kind.NORM_SCALE, Kind.NORM_SHIFT)
+        return self.trainable and self.kind not in NOT_DECAYED
 
 
 @dataclass(frozen=True)
@@ -220,7 +229,10 @@ class Table:
         if head == self.base or head in self.headless:
             name = full_name.removeprefix(self.prefix + ".")
         ties = row.always_tied or self.ties(config)
+        if row.tied_when is not None:
+            ties = row.tied_when(config, values)
         tied = row.tied_to.format(**values) if row.tied_to and ties else None
+        transposed = row.kind is Kind.LINEAR if row.h5_transposed is None else row.h5_transposed
         padding = getattr(config, row.padding_row) if row.padding_row else None
         return Parameter(
             name=name,
@@ -234,6 +246,7 @@ class Table:
             padding_row=padding,
             trainable=row.trainable,
             h5_name=self._h5_name(row, values),
+            h5_transposed=transposed,
             layer=values.get("layer"),
             language=values.get("lang"),
             part=row.part,
@@ -252,14 +265,16 @@ class Table:
             path = re.sub(r"\.({\w+})", lambda match: f"\0{match.group(1)}", path)
             path = path.replace(".", "/").replace("\0", self.h5_index)
         leaf = H5_LEAF.get(row.kind, row.name.rpartition(".")[2])
-        return f"{path.format(**values)}/{row.h5_leaf or leaf}"
+        return f"{path}/{row.h5_leaf or leaf}".format(**values)
 
 
+NOT_DECAYED = (Kind.BIAS, Kind.RAW_BIAS, Kind.NORM_SCALE, Kind.NORM_SHIFT)
 INITIAL = {
     Kind.LINEAR: "normal",
     Kind.EMBEDDING: "normal",
     Kind.RAW: "normal",
     Kind.BIAS: "zeros",
+    Kind.RAW_BIAS: "zeros",
     Kind.NORM_SHIFT: "zeros",
     Kind.NORM_SCALE: "ones",
 }

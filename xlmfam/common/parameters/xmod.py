@@ -121,7 +121,7 @@ XMOD = Table(
             heads=POOLED,
             optional=True,
         ),
-        Row("lm_head.bias", Kind.RAW, ("vocab",), ("vocab",), heads=LANGUAGE_MODELS, init="zeros"),
+        Row("lm_head.bias", Kind.RAW_BIAS, ("vocab",), ("vocab",), heads=LANGUAGE_MODELS),
         *linear("lm_head.dense", "embed", "embed", ("rows", "embed"), heads=LANGUAGE_MODELS),
         *norm("lm_head.layer_norm", "embed", heads=LANGUAGE_MODELS),
         Row(
