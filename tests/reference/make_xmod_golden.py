@@ -14,7 +14,7 @@ import transformers
 from golden_tools import update_json, write_json
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-PARTS = ("checkpoints", "formats", "calls", "training", "generation", "manifests")
+PARTS = ("checkpoints", "formats", "calls", "training", "generation", "manifests", "refusals")
 _SECTIONS = ("calls", "training")
 
 
@@ -64,6 +64,10 @@ def main() -> None:
             from xmod_generation import generation_cases
 
             write_json(root / "generation.json", generation_cases(root))
+        elif part == "refusals":
+            from xmod_refusals import refusals
+
+            write_json(root / "refusals.json", refusals(root))
         else:
             update_json(root / "cases.json", {part: _section(part, root)}, _SECTIONS)
 
