@@ -26,7 +26,7 @@ BATCH_AND_QUERY = {
 @lru_cache
 def folder(family):
     """Return the folder of a family's numbers."""
-    return GOLDEN / family
+    return GOLDEN / family.replace("-", "_")
 
 
 @lru_cache
@@ -97,14 +97,20 @@ def assert_call(backend, model, family, case, tolerance=MODEL):
         inputs, flags = resolve(step["inputs"], stored), dict(step["flags"])
         if step.get("use_past"):
             inputs["past_key_values"] = past
+        if step.get("use_mems"):
+            inputs["mems"] = past
+        if "reset_memory_length" in step:
+            model.reset_memory_length(step["reset_memory_length"])
         if "cache" in step:
             flags["cache"] = cache
         output = backend.raw_call(model, inputs, **flags)
-        past = output.get("past_key_values")
+        past = output.get("mems", output.get("past_key_values"))
         what = f"{backend} {case['name']} step {number}"
         assert_step(_mean_loss(backend.numpy(output)), step, stored, what, tolerance)
         if "cache" in step:
             assert_cache(backend.numpy(cache), step["cache"], stored, what, tolerance)
+    if any("reset_memory_length" in step for step in case["steps"]):
+        model.reset_memory_length(model.config.mem_len)  # others use it too
 
 
 def assert_cache(cache, expected, stored, what, tolerance=MODEL):

@@ -227,6 +227,53 @@ class XLMForQuestionAnsweringOutput(ModelOutput):
     )
 
 
+class TransfoXLModelOutput(ModelOutput):
+    """Result of Transformer-XL without a head.
+
+    Fields:
+        last_hidden_state: (B, S, D).
+        mems: (M, B, D) for each layer, for the next call.
+        hidden_states: The embeddings and one (B, S, D) per layer.
+        attentions: One (B, H, S, M + S) per layer.
+    """
+
+    fields = ("last_hidden_state", "mems", "hidden_states", "attentions")
+
+
+class TransfoXLLMHeadModelOutput(ModelOutput):
+    """Result of Transformer-XL with the adaptive softmax.
+
+    Fields:
+        losses: (B, S - 1), of the second token on; 0 where a label does not count.
+        prediction_scores: (B, S, V) log-probabilities; also ``logits``. Not with labels.
+        mems: (M, B, D) for each layer, for the next call.
+        hidden_states: The embeddings and one (B, S, D) per layer.
+        attentions: One (B, H, S, M + S) per layer.
+        loss: The mean of the losses that count.
+    """
+
+    fields = ("losses", "prediction_scores", "mems", "hidden_states", "attentions", "loss")
+
+    @property
+    def logits(self) -> Any:
+        """The log-probabilities by their other name."""
+        return self.prediction_scores
+
+
+class TransfoXLSequenceClassifierOutputWithPast(ModelOutput):
+    """Result of Transformer-XL that classifies texts.
+
+    Fields:
+        loss: Where there are labels.
+        logits: (B, classes).
+        mems: (M, B, D) for each layer, for the next call.
+        hidden_states: The embeddings and one (B, S, D) per layer.
+        attentions: One (B, H, S, M + S) per layer.
+    """
+
+    fields = ("loss", "logits", "mems", "hidden_states", "attentions")
+
+
 class Seq2SeqLMOutput(ModelOutput):
     """Result of a translation model.
 
@@ -262,5 +309,8 @@ OUTPUTS: tuple[type[ModelOutput], ...] = (
     Seq2SeqLMOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
+    TransfoXLLMHeadModelOutput,
+    TransfoXLModelOutput,
+    TransfoXLSequenceClassifierOutputWithPast,
     XLMForQuestionAnsweringOutput,
 )

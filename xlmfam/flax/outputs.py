@@ -21,6 +21,9 @@ from xlmfam.common.outputs import (
     Seq2SeqLMOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
+    TransfoXLLMHeadModelOutput,
+    TransfoXLModelOutput,
+    TransfoXLSequenceClassifierOutputWithPast,
     XLMForQuestionAnsweringOutput,
 )
 
@@ -37,6 +40,9 @@ __all__ = [
     "Seq2SeqLMOutput",
     "SequenceClassifierOutput",
     "TokenClassifierOutput",
+    "TransfoXLLMHeadModelOutput",
+    "TransfoXLModelOutput",
+    "TransfoXLSequenceClassifierOutputWithPast",
     "XLMForQuestionAnsweringOutput",
 ]
 

@@ -102,8 +102,11 @@ def attend(
     """
     if mask is not None and mask.blind is not None:
         query = query.masked_fill(mask.blind, 0.0)
-    if not need_weights and head_mask is None and scores_bias is None:
-        bias = None if mask is None else mask.bias
+    learns_bias = scores_bias is not None and scores_bias.requires_grad
+    if not need_weights and head_mask is None and not learns_bias:
+        bias = scores_bias if mask is None else mask.bias
+        if scores_bias is not None and mask is not None:
+            bias = mask.bias + scores_bias
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=is_causal
         )

@@ -18,6 +18,9 @@ from xlmfam.common.outputs import (
     Seq2SeqLMOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
+    TransfoXLLMHeadModelOutput,
+    TransfoXLModelOutput,
+    TransfoXLSequenceClassifierOutputWithPast,
     XLMForQuestionAnsweringOutput,
 )
 
@@ -34,6 +37,9 @@ __all__ = [
     "Seq2SeqLMOutput",
     "SequenceClassifierOutput",
     "TokenClassifierOutput",
+    "TransfoXLLMHeadModelOutput",
+    "TransfoXLModelOutput",
+    "TransfoXLSequenceClassifierOutputWithPast",
     "XLMForQuestionAnsweringOutput",
 ]
 
