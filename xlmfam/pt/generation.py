@@ -86,9 +86,10 @@ class GenerationMixin:
         stops = list(stopping_criteria)
         if options.stop_strings:
             stops.append(StopStrings(options.stop_strings, tokenizer, prompt.shape[1]))
-        stepper = Stepper(
-            self, plan, prompt, mask, self.prepare_generation(plan, prompt, mask, extra)
-        )
+        extra = self.prepare_generation(plan, prompt, mask, extra)
+        if plan.takes_the_best and not logits_processor and not stops:
+            extra = self.prepare_greedy(extra)
+        stepper = Stepper(self, plan, prompt, mask, extra)
         processors = tuple(logits_processor)
         if plan.num_beams > 1:
             output = beam_search(stepper, plan, processors, stops, options.seed)
@@ -116,6 +117,10 @@ class GenerationMixin:
             mask: (B, C) or ``None``.
             extra: What the caller gave.
         """
+        return extra
+
+    def prepare_greedy(self, extra: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments where nobody looks but at the best score; models may extend this."""
         return extra
 
     def next_logits(

@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from xlmfam.common.checks import check_inputs, check_shape
 from xlmfam.common.configs.transfo_xl import TransfoXLConfig
 from xlmfam.common.errors import XlmfamError
+from xlmfam.common.evaluation import Evaluation, evaluate_stream
 from xlmfam.pt.attention import make_mask
-from xlmfam.pt.base import PreTrainedModel
+from xlmfam.pt.base import PreTrainedModel, initialise
 from xlmfam.pt.checks import IGNORED, is_cheap
 from xlmfam.pt.generation import GenerationMixin
 from xlmfam.pt.linear import Linear
@@ -39,6 +40,22 @@ from xlmfam.pt.transfo_xl_modules import (
 )
 
 Mems = Sequence[Tensor] | ProjectedMemory
+
+
+Rows = tuple[slice, slice]  # where they were, and where they are
+
+
+def end_to_end(old: Tensor, new: Tensor) -> Rows:
+    """Return the rows that both have."""
+    rows = slice(min(len(old), len(new)))
+    return rows, rows
+
+
+def kept_rows(old: TransfoXLConfig, new: TransfoXLConfig, layer: int) -> list[Rows]:
+    """Return the rows of a table of all clusters that stay: up to the end of one, and behind it."""
+    last, moved = old.cluster_ends[layer], new.cluster_ends[layer]
+    rows = slice(min(last, moved))
+    return [(rows, rows), (slice(last, None), slice(moved, None))]
 
 
 class TransfoXLPreTrainedModel(PreTrainedModel):
@@ -72,6 +89,47 @@ class TransfoXLPreTrainedModel(PreTrainedModel):
             torch.zeros(shape, dtype=self.dtype, device=self.device)
             for _ in range(self.config.n_layer)
         ]
+
+    def resize_token_embeddings(  # type: ignore[override]
+        self, new_num_tokens: int | None = None, layer: int = -1
+    ) -> AdaptiveEmbedding:
+        """Give a cluster of the vocabulary another size; what both sizes have is kept.
+
+        Its new words are at its end: later clusters, and the ids of their words, move.
+
+        Args:
+            new_num_tokens: Size of the whole vocabulary; ``None`` changes nothing.
+            layer: The cluster that takes the difference.
+
+        Returns:
+            The embedding.
+
+        Raises:
+            XlmfamError: For a cluster that is not there, or that would have no words left.
+        """
+        config = self.config
+        if new_num_tokens is None or new_num_tokens == config.vocab_size:
+            return self.get_input_embeddings()
+        changed = config.resized(new_num_tokens, layer)
+        kept = kept_rows(config, changed, layer)
+        old = self.expected_parameters()
+        config.vocab_size, config.cutoffs = changed.vocab_size, changed.cutoffs
+        for name, parameter in self.expected_parameters().items():
+            if parameter.shape == old[name].shape or parameter.tied_to is not None:
+                continue
+            value = self.get_parameter(name)
+            new = nn.Parameter(value.new_empty(parameter.shape), value.requires_grad)
+            initialise(new, parameter)
+            # A table of all clusters grows inside; one of its own at its end.
+            for source, target in kept if config.div_val == 1 else [end_to_end(value, new)]:
+                with torch.no_grad():
+                    new[target] = value[source]
+            self._put(name, new)
+        self.tie_weights()
+        for module in self.modules():
+            if isinstance(module, AdaptiveEmbedding | AdaptiveSoftmax):
+                module.resize(config)
+        return self.get_input_embeddings()
 
     def init_cache(self, batch_size: int, max_length: int = 1) -> ProjectedMemory:
         """Return the memory of zeros as keys and values, to be given as ``mems``.
@@ -378,6 +436,75 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
             raise XlmfamError("labels need two tokens in a row at least: the first has no score")
         self.check_ids("labels", labels.masked_fill(labels == IGNORED, 0))
 
+    # ---- evaluation ---------------------------------------------------------------------
+
+    def token_losses(
+        self,
+        input_ids: Tensor,
+        targets: Tensor,
+        mems: Mems | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Mems | None]:
+        """Return the losses (B, S) of what follows each token, and the mems for the next call.
+
+        Args:
+            input_ids: (B, S).
+            targets: (B, S), what each position is to predict; -100 does not count and costs 0.
+            mems: See ``TransfoXLModel.forward``.
+            attention_mask: (B, S).
+
+        Raises:
+            XlmfamError: For inputs that do not fit.
+        """
+        check_shape("targets", targets, tuple(input_ids.shape))
+        self.check_ids("targets", targets.masked_fill(targets == IGNORED, 0))
+        output = self.transformer(input_ids, mems, attention_mask=attention_mask, return_dict=True)
+        losses = self.crit.losses(output.last_hidden_state.flatten(0, 1), targets.flatten())
+        return losses.view_as(targets), output.mems
+
+    @torch.no_grad()
+    def evaluate_perplexity(
+        self,
+        stream: Any,
+        batch_size: int = 1,
+        segment_length: int = 128,
+        memory_length: int | None = None,
+        clamp_length: int | None = None,
+    ) -> Evaluation:
+        """Evaluate a long text with carried memories, as section 4 of the paper does.
+
+        Args:
+            stream: Token ids of the text, one after the other.
+            batch_size: Number of rows that the text is cut into, to be read side by side.
+            segment_length: Tokens of a call.
+            memory_length: Tokens that are remembered; by default those of the model.
+            clamp_length: Distances beyond it count as it; by default that of the model.
+
+        Returns:
+            Loss, perplexity and bits.
+
+        Raises:
+            XlmfamError: For a text that is too short, ids outside the vocabulary, and sizes that
+                cannot be.
+        """
+
+        def step(ids, targets, mems):
+            tensors = (
+                torch.as_tensor(array, device=self.device).long() for array in (ids, targets)
+            )
+            losses, mems = self.token_losses(*tensors, mems)
+            return float(losses.double().sum()), mems
+
+        before = self.transformer.mem_len, self.config.clamp_len, self.training
+        try:
+            self.eval()
+            self.reset_memory_length(before[0] if memory_length is None else memory_length)
+            self.config.clamp_len = before[1] if clamp_length is None else clamp_length
+            return evaluate_stream(step, stream, batch_size, segment_length)
+        finally:
+            self.transformer.mem_len, self.config.clamp_len, training = before
+            self.train(training)
+
     # ---- generation ---------------------------------------------------------------------
 
     @property
@@ -389,14 +516,19 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         """Return the log-probabilities (R, V) of the token that follows; see ``GenerationMixin``."""
         del length
         extra = dict(extra)
-        mems = extra.pop("mems", None)
+        mems, only_the_best = extra.pop("mems", None), extra.pop("only_the_best", False)
         if cache is not None:
             if mems is not None and not cache.is_used:
                 cache.load(mems)
             # What stood behind padding has been moved; from there on rows are alike.
             mask, mems = (None if cache.is_used else mask), cache
         output = self.transformer(ids, mems, attention_mask=mask, return_dict=True, **extra)
-        return self.crit.log_prob(output.last_hidden_state[:, -1])
+        score = self.crit.greedy_scores if only_the_best else self.crit.log_prob
+        return score(output.last_hidden_state[:, -1])
+
+    def prepare_greedy(self, extra: dict[str, Any]) -> dict[str, Any]:
+        """Let tail clusters be skipped that cannot have the best word."""
+        return {**extra, "only_the_best": True}
 
 
 class TransfoXLForSequenceClassification(TransfoXLPreTrainedModel):

@@ -129,9 +129,7 @@ class LayerMemory(NamedTuple):
     whole: ProjectedMemory
     index: int
 
-    def append(
-        self, key: Tensor, value: Tensor, shift: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def append(self, key: Tensor, value: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
         """Write (B, H, S, K) behind the window; return views (B, H, T, K) of it all.
 
         Args:

@@ -47,6 +47,7 @@ class AdaptiveEmbedding(nn.Module):
         if sample_softmax > 0:
             raise ValueError(f"sample_softmax is not supported, got {sample_softmax}")
         self.scale = math.sqrt(d_proj)
+        self.div_val = div_val
         self.ends = [*cutoffs, n_token] if div_val > 1 else [n_token]
         self.emb_layers = nn.ModuleList()
         self.emb_projs = nn.ParameterList()
@@ -55,6 +56,12 @@ class AdaptiveEmbedding(nn.Module):
             self.emb_layers.append(nn.Embedding(rows, width))
             if div_val > 1 or d_embed != d_proj:
                 self.emb_projs.append(torch.empty(d_proj, width))
+
+    def resize(self, config: TransfoXLConfig) -> None:
+        """Take over where clusters end now; the tables have been replaced."""
+        self.ends = config.cluster_ends if self.div_val > 1 else [config.vocab_size]
+        for layer in self.emb_layers:
+            layer.num_embeddings = len(layer.weight)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return (B, S, D) of (B, S) ids."""
@@ -117,6 +124,12 @@ class AdaptiveSoftmax(nn.Module):
             for cluster in range(tails + 1):
                 width = config.cluster_width(cluster if self.is_divided else 0)
                 self.out_projs.append(torch.empty(config.d_model, width))
+
+    def resize(self, config: TransfoXLConfig) -> None:
+        """Take over where clusters end now; the weights have been replaced."""
+        self.bounds = config.cluster_bounds
+        for layer in self.out_layers:
+            layer.out_features = len(layer.weight)
 
     @property
     def tails(self) -> int:

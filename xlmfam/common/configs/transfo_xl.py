@@ -126,6 +126,26 @@ class TransfoXLConfig(PretrainedConfig):
         """First id of each cluster, and the first behind it."""
         return list(zip([0, *self.cutoffs], self.cluster_ends, strict=True))
 
+    def resized(self, vocab_size: int, cluster: int) -> TransfoXLConfig:
+        """Return the config with a vocabulary of another size, one cluster taking the difference.
+
+        Raises:
+            ConfigError: For a cluster that is not there, or that would have no words left.
+        """
+        clusters = len(self.cluster_ends)
+        if not -clusters <= cluster < clusters:
+            raise ConfigError(f"there are clusters 0 to {clusters - 1}, and no {cluster}")
+        cluster %= clusters
+        first, end = self.cluster_bounds[cluster]
+        more = vocab_size - self.vocab_size
+        if end + more <= first:
+            raise ConfigError(
+                f"a vocabulary of {vocab_size} leaves cluster {cluster} no words: it has "
+                f"{end - first} of {self.vocab_size}"
+            )
+        cutoffs = [cut + more * (place >= cluster) for place, cut in enumerate(self.cutoffs)]
+        return type(self).from_dict(self.to_dict(), vocab_size=vocab_size, cutoffs=cutoffs)
+
     def ties_projection(self, cluster: int) -> bool:
         """Whether embedding and softmax share the projection of a cluster."""
         return cluster < len(self.tie_projs) and bool(self.tie_projs[cluster])
@@ -154,6 +174,8 @@ class TransfoXLConfig(PretrainedConfig):
             raise ConfigError(f"init must be one of {', '.join(INITS)}; got {self.init!r}")
         if isinstance(self.mem_len, bool) or not isinstance(self.mem_len, int) or self.mem_len < 0:
             raise ConfigError(f"mem_len must be 0 or a positive integer, got {self.mem_len!r}")
+        if self.d_model % 2:
+            raise ConfigError(f"d_model must be even, for sines and cosines; got {self.d_model}")
         self._check_clusters()
 
     def _check_clusters(self) -> None:

@@ -334,6 +334,26 @@ class GenerationPlan:
         """Most tokens to add."""
         return self.max_length - self.prompt_length
 
+    @property
+    def takes_the_best(self) -> bool:
+        """Whether each token is the one with the best score, and no option changes scores."""
+        changes = (
+            self.do_sample,
+            self.num_beams > 1,
+            self.output_scores,
+            self.min_length > self.prompt_length,
+            self.repetition_penalty != 1.0,
+            self.no_repeat_ngram_size,
+            self.bad_words_ids,
+            self.forced_bos_token_id is not None,
+            self.forced_eos_token_id,
+            self.suppress_tokens,
+            self.begin_suppress_tokens,
+            self.exponential_decay_length_penalty is not None,
+            self.remove_invalid_values,
+        )
+        return not any(changes)
+
 
 def ids(name: str, value: int | Sequence[int] | None) -> tuple[int, ...]:
     """Return option ``name``, which is ``None``, one id or several, as a tuple.

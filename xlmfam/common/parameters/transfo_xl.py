@@ -201,7 +201,9 @@ TRANSFO_XL = Table(
             tied_to=f"{WORDS}.emb_projs.0",
             tied_when=_ties_projection,
         ),
-        Row("score.weight", Kind.LINEAR, ("labels", "embed"), ("labels", "embed"), heads=CLASSIFIER),
+        Row(
+            "score.weight", Kind.LINEAR, ("labels", "embed"), ("labels", "embed"), heads=CLASSIFIER
+        ),
     ),
     ignored=(("transformer.pos_emb.inv_freq", "positions are computed, not stored"),),
 )
