@@ -72,7 +72,8 @@ def segments(
     length = len(ids) // batch_size
     if length < 2:
         raise XlmfamError(
-            f"{len(ids)} tokens in {batch_size} rows leave nothing to predict: two in a row at least"
+            f"{len(ids)} tokens in {batch_size} rows leave nothing to predict: give two "
+            "for each row at least"
         )
     rows = ids[: length * batch_size].reshape(batch_size, length)
     for first in range(0, length - 1, segment_length):
