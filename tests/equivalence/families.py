@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xlmfam import XGLMConfig, XLMConfig, XmodConfig
+from xlmfam import TransfoXLConfig, XGLMConfig, XLMConfig, XmodConfig
 from xlmfam.common.parameters import table_of
 
 Inputs = dict[str, np.ndarray]
@@ -722,7 +722,141 @@ XMOD = Family(
     ),
 )
 
-FAMILIES = {family.name: family for family in (XGLM, XLM, XMOD)}
+# ---- Transformer-XL -------------------------------------------------------------------------
+
+
+def _memories(config, rng):
+    shape = (config.mem_len, ROWS, config.d_model)
+    return tuple(normal(rng, *shape) for _ in range(config.n_layer))
+
+
+def _first_segment(config, rng):
+    return {"input_ids": token_ids(config, rng, ROWS)}
+
+
+def _next_segment(config, rng):
+    return {
+        "input_ids": token_ids(config, rng, ROWS),
+        "mems": _memories(config, rng),
+        "head_mask": rng.random((config.n_layer, config.n_head), np.float32),
+    }
+
+
+def _padded_segment(config, rng):
+    return {**padded_ids(config, rng, ROWS), "mems": _memories(config, rng)}
+
+
+def _segment_of_vectors(config, rng):
+    return {"inputs_embeds": normal(rng, ROWS, LENGTH, config.d_model)}
+
+
+def _segment_labels(config, rng):
+    """Labels of every cluster; some do not count."""
+    made = _padded_segment(config, rng)
+    labels = np.arange(ROWS * LENGTH).reshape(ROWS, LENGTH) * 5 % config.vocab_size
+    labels[rng.random(labels.shape) < 0.2] = -100
+    return {**made, "labels": np.where(made["attention_mask"] == 0, -100, labels)}
+
+
+def _long_labels(config, rng):
+    """Every word once, so that every row of every table learns."""
+    ids = rng.permutation(config.vocab_size)[None]
+    return {"input_ids": ids, "labels": rng.permutation(config.vocab_size)[None]}
+
+
+def _segment_classes(config, rng):
+    return {**_padded_segment(config, rng), "labels": rng.integers(0, config.num_labels, ROWS)}
+
+
+def _left_prompts(config, rng):
+    return padded_ids(config, rng, ROWS)
+
+
+def _transfo_xl_config(**settings):
+    return TransfoXLConfig(**settings, dropout=0.0, pad_token_id=3, eos_token_id=2)
+
+
+TRANSFO_XL_CALLS = {
+    "first": Call(_first_segment, STATES),
+    "next": Call(_next_segment, STATES),
+    "left_padding": Call(_padded_segment, STATES),
+    "embeddings": Call(_segment_of_vectors),
+}
+TRANSFO_XL = Family(
+    name="transfo-xl",
+    configs={
+        "divided": _transfo_xl_config(
+            vocab_size=53,
+            cutoffs=[11, 28],
+            d_model=18,
+            d_embed=12,
+            n_head=3,
+            d_head=5,
+            d_inner=23,
+            div_val=2,
+            n_layer=2,
+            mem_len=8,
+            clamp_len=9,
+            num_labels=7,
+        ),
+        "pre_norm": _transfo_xl_config(
+            vocab_size=47,
+            cutoffs=[9, 21],
+            d_model=20,
+            d_embed=16,
+            n_head=4,
+            d_head=6,
+            d_inner=27,
+            div_val=1,
+            n_layer=2,
+            mem_len=13,
+            clamp_len=-1,
+            same_length=False,
+            pre_lnorm=True,
+            untie_r=False,
+            num_labels=5,
+        ),
+        "untied": _transfo_xl_config(
+            vocab_size=43,
+            cutoffs=[7, 20],
+            d_model=22,
+            d_embed=22,
+            n_head=2,
+            d_head=9,
+            d_inner=31,
+            div_val=4,
+            n_layer=1,
+            mem_len=10,
+            clamp_len=4,
+            tie_word_embeddings=False,
+            proj_share_all_but_first=False,
+            num_labels=3,
+        ),
+    },
+    heads=(
+        Head("TransfoXLModel", TRANSFO_XL_CALLS),
+        Head(
+            "TransfoXLLMHeadModel",
+            {
+                **TRANSFO_XL_CALLS,
+                "labels": Call(_segment_labels),
+                "every_word": Call(_long_labels),
+            },
+            training=("labels", "every_word"),
+            generation=XLM_GENERATION,
+            prompts=_left_prompts,
+        ),
+        Head(
+            "TransfoXLForSequenceClassification",
+            {**TRANSFO_XL_CALLS, "labels": Call(_segment_classes)},
+            training=("labels",),
+            variants=("divided",),
+        ),
+    ),
+    zero_gradient=lambda name: False,  # noqa: ARG005
+)
+
+FAMILIES = {family.name: family for family in (XGLM, XLM, XMOD, TRANSFO_XL)}
 
 
 def heads():

@@ -19,6 +19,7 @@ BATCH_AND_QUERY = {
     "decoder_hidden_states": (0, 1),
     "attentions": (0, 2),
     "cross_attentions": (0, 2),
+    "prediction_scores": (0, 1),
     "decoder_attentions": (0, 2),
 }
 

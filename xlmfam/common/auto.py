@@ -10,11 +10,22 @@ from xlmfam.common.configs import AutoConfig, PretrainedConfig
 from xlmfam.common.configs.base import pop_hub_arguments
 from xlmfam.common.errors import ConfigError
 
-MODELS = {"xglm": "XGLMModel", "xlm": "XLMModel", "xmod": "XmodModel"}
-CAUSAL_LMS = {"xglm": "XGLMForCausalLM", "xlm": "XLMWithLMHeadModel", "xmod": "XmodForCausalLM"}
+MODELS = {
+    "transfo-xl": "TransfoXLModel",
+    "xglm": "XGLMModel",
+    "xlm": "XLMModel",
+    "xmod": "XmodModel",
+}
+CAUSAL_LMS = {
+    "transfo-xl": "TransfoXLLMHeadModel",
+    "xglm": "XGLMForCausalLM",
+    "xlm": "XLMWithLMHeadModel",
+    "xmod": "XmodForCausalLM",
+}
 MASKED_LMS = {"xlm": "XLMWithLMHeadModel", "xmod": "XmodForMaskedLM"}
 PRETRAINING = {**CAUSAL_LMS, **MASKED_LMS}
 SEQUENCE_CLASSIFIERS = {
+    "transfo-xl": "TransfoXLForSequenceClassification",
     "xlm": "XLMForSequenceClassification",
     "xmod": "XmodForSequenceClassification",
 }

@@ -1,5 +1,6 @@
-"""Config of Transformer-XL (Dai et al. 2019, "Attentive Language Models beyond a Fixed-Length
-Context").
+"""Config of Transformer-XL.
+
+Dai et al. 2019, "Attentive Language Models beyond a Fixed-Length Context".
 """
 
 from __future__ import annotations

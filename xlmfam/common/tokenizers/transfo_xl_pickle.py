@@ -1,0 +1,263 @@
+"""What an old vocabulary file holds, read without executing any of it.
+
+``vocab.pkl`` is a pickle and ``vocab.bin`` what ``torch.save`` makes of one: programs for a small
+machine, some of whose instructions import and call whatever they name. The machine here has no
+such instruction. Names become placeholders, and calls of them become placeholders too, but for the
+containers of the standard library, which are empty or are what they are made of. Nothing in this
+module imports, calls, hashes or compares what the file asks for, so the work is in proportion to
+the size of the file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickletools
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from xlmfam.common.errors import CheckpointError
+
+# The public vocabularies have 10 MB.
+LARGEST = 2**30
+# Older torch.save: a file of several pickles, this number the first and the object the fourth.
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_MAPPINGS = ("OrderedDict", "Counter", "defaultdict", "dict")
+_LISTS = ("list", "set", "frozenset", "tuple")
+_MODULES = ("builtins", "__builtin__", "collections")
+
+
+class Placeholder:
+    """Stands for an object that is not made: an imported name, or what a call would give.
+
+    Attributes:
+        name: Module and name, for what the file imports.
+        state: What the object would be filled with.
+    """
+
+    __slots__ = ("name", "state")
+
+    def __init__(self, name: tuple[Any, Any] | None = None):
+        self.name = name
+        self.state: Any = None
+
+
+def _made(function: Any, arguments: Any) -> Any:
+    """Return what stands for the result of a call."""
+    if not isinstance(function, Placeholder) or function.name is None:
+        return Placeholder()
+    module, name = function.name
+    if not isinstance(module, str) or not isinstance(name, str) or module not in _MODULES:
+        return Placeholder()
+    if name not in _MAPPINGS and name not in _LISTS:
+        return Placeholder()
+    # Not a copy: many calls for one list would otherwise ask for any amount of memory.
+    filled = isinstance(arguments, tuple) and arguments and isinstance(arguments[-1], (list, dict))
+    if filled:
+        return arguments[-1]
+    return {} if name in _MAPPINGS else []
+
+
+class _Machine:
+    """Runs the instructions of one pickle."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.outer: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, stream: io.BytesIO) -> Any:
+        steps = _STEPS
+        for opcode, argument, _ in pickletools.genops(stream):
+            step = steps.get(opcode.name)
+            if step is None:
+                self.stack.append(argument)
+            else:
+                step(self, argument)
+        return self.stack.pop()
+
+    # -- the stack ----------------------------------------------------------------------------
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def mark(self, _: Any) -> None:
+        self.outer.append(self.stack)
+        self.stack = []
+
+    def since_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.outer.pop()
+        return items
+
+    def pop(self, _: Any) -> None:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.since_mark()
+
+    def duplicate(self, _: Any) -> None:
+        self.stack.append(self.stack[-1])
+
+    def put(self, number: Any) -> None:
+        self.memo[len(self.memo) if number is None else int(number)] = self.stack[-1]
+
+    def get(self, number: Any) -> None:
+        self.stack.append(self.memo[int(number)])
+
+    # -- containers ---------------------------------------------------------------------------
+
+    def new_tuple(self, size: int) -> None:
+        items = tuple(self.stack[-size:]) if size else ()
+        if len(items) < size:
+            raise IndexError("a tuple of more than there is")
+        del self.stack[len(self.stack) - size :]
+        self.stack.append(items)
+
+    def fill(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+
+    def fill_pairs(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict):
+            return
+        for name, value in zip(items[::2], items[1::2], strict=True):
+            # Words and settings are strings. Other keys could be made slow to hash or to tell apart.
+            if isinstance(name, str):
+                target[name] = value
+
+    def new_dict(self, _: Any) -> None:
+        items = self.since_mark()
+        self.stack.append({})
+        self.fill_pairs(items)
+
+    def set_item(self, _: Any) -> None:
+        value, name = self.stack.pop(), self.stack.pop()
+        self.fill_pairs([name, value])
+
+    # -- what would run code ------------------------------------------------------------------
+
+    def named(self, text: str) -> None:
+        module, _, name = text.partition(" ")
+        self.stack.append(Placeholder((module, name)))
+
+    def named_on_stack(self, _: Any) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.stack.append(Placeholder((module, name)))
+
+    def call(self, _: Any) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.stack.append(_made(function, arguments))
+
+    def call_with_names(self, _: Any) -> None:
+        self.stack.pop()
+        self.call(None)
+
+    def call_since_mark(self, _: Any) -> None:
+        self.since_mark()
+        self.stack.append(Placeholder())
+
+    def set_state(self, _: Any) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Placeholder):
+            target.state = state[0] if isinstance(state, tuple) and state else state
+
+    def unknown(self, _: Any) -> None:
+        self.stack.append(Placeholder())
+
+    def unknown_of_top(self, _: Any) -> None:
+        self.stack[-1] = Placeholder()
+
+    def nothing(self, _: Any) -> None:
+        pass
+
+
+def _pushes(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
+    return lambda machine, _: machine.stack.append(make())
+
+
+# By the names of pickletools. What is not here pushes its argument: numbers, strings and bytes.
+_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP", "READONLY_BUFFER"), _Machine.nothing),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.call),
+    **dict.fromkeys(("INST", "OBJ"), _Machine.call_since_mark),
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER"), _Machine.unknown),
+    "NONE": _pushes(lambda: None),
+    "NEWTRUE": _pushes(lambda: True),
+    "NEWFALSE": _pushes(lambda: False),
+    "EMPTY_LIST": _pushes(list),
+    "EMPTY_SET": _pushes(list),
+    "EMPTY_DICT": _pushes(dict),
+    "EMPTY_TUPLE": _pushes(tuple),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
+    "TUPLE1": lambda machine, _: machine.new_tuple(1),
+    "TUPLE2": lambda machine, _: machine.new_tuple(2),
+    "TUPLE3": lambda machine, _: machine.new_tuple(3),
+    "LIST": lambda machine, _: machine.push(machine.since_mark()),
+    "FROZENSET": lambda machine, _: machine.push(machine.since_mark()),
+    "DICT": _Machine.new_dict,
+    "APPEND": lambda machine, _: machine.fill([machine.stack.pop()]),
+    "APPENDS": lambda machine, _: machine.fill(machine.since_mark()),
+    "ADDITEMS": lambda machine, _: machine.fill(machine.since_mark()),
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": lambda machine, _: machine.fill_pairs(machine.since_mark()),
+    "MARK": _Machine.mark,
+    "POP": _Machine.pop,
+    "POP_MARK": lambda machine, _: machine.since_mark() and None,
+    "DUP": _Machine.duplicate,
+    "GLOBAL": _Machine.named,
+    "STACK_GLOBAL": _Machine.named_on_stack,
+    "NEWOBJ_EX": _Machine.call_with_names,
+    "BINPERSID": _Machine.unknown_of_top,
+    "BUILD": _Machine.set_state,
+}
+
+
+def read_pickle(path: str | os.PathLike[str]) -> Any:
+    """Return what a pickle, or a file of ``torch.save``, holds; nothing of it is executed.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Numbers, strings, lists, tuples and dicts with strings as keys (other keys are left out);
+        `Placeholder` for everything else.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or larger than any vocabulary.
+    """
+    try:
+        content = _content(Path(path))
+    except (OSError, zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    stream = io.BytesIO(content)
+    try:
+        value = _Machine().run(stream)
+        if type(value) is int and value == _TORCH_MAGIC:
+            for _ in range(3):
+                value = _Machine().run(stream)
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{path} is damaged, or no pickle: {error}") from error
+    return value
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of the pickle in a file."""
+    size = path.stat().st_size
+    if size > LARGEST:
+        raise CheckpointError(f"{path} has {size} bytes; a vocabulary has {LARGEST} at most")
+    if not zipfile.is_zipfile(path):
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        entries = [e for e in archive.infolist() if Path(e.filename).name == "data.pkl"]
+        if len(entries) != 1:
+            raise CheckpointError(f"{path} is an archive without one data.pkl")
+        # torch never compresses, and what is compressed can unpack to any size.
+        if entries[0].compress_type != zipfile.ZIP_STORED or entries[0].file_size > size:
+            raise CheckpointError(f"{path} is a compressed archive, not a file of torch.save")
+        return archive.read(entries[0])
