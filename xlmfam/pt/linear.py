@@ -46,6 +46,7 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
         x.dtype is torch.float32
         and weight.dtype is torch.float32
         and x.device.type == "cpu"
+        and x.numel()  # oneDNN refuses products over nothing
         and type(x) is Tensor
         and type(weight) in (Tensor, nn.Parameter)
         and torch.backends.mkldnn.enabled

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlmfam.common.configs.transfo_xl import TransfoXLConfig
+from xlmfam.common.errors import XlmfamError
 from xlmfam.pt.attention import Mask, attend, merge_heads, split_heads
 from xlmfam.pt.checks import IGNORED, is_cheap
 from xlmfam.pt.linear import Linear, linear
@@ -45,7 +46,7 @@ class AdaptiveEmbedding(nn.Module):
     ):
         super().__init__()
         if sample_softmax > 0:
-            raise ValueError(f"sample_softmax is not supported, got {sample_softmax}")
+            raise XlmfamError(f"sample_softmax is not supported, got {sample_softmax}")
         self.scale = math.sqrt(d_proj)
         self.div_val = div_val
         self.ends = [*cutoffs, n_token] if div_val > 1 else [n_token]
