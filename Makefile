@@ -38,7 +38,7 @@ help: ## show this list
 	@echo "make targets:"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 
-demo: $(STAMP) ## train, convert, verify and generate; writes demo_output/report.html
+demo: $(STAMP) ## train, convert, verify, generate, fill in; writes demo_output/report.html
 	$(BIN)/xlmfam demo --output $(DEMO_OUTPUT)
 
 test: $(STAMP) ## run the test suite on two processes

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from xlmfam.common.checkpoints.models import (
 )
 from xlmfam.common.checkpoints.shards import parse_size
 from xlmfam.common.checkpoints.source import DTYPES
-from xlmfam.common.errors import CheckpointError
+from xlmfam.common.configs import XmodConfig
+from xlmfam.common.errors import CheckpointError, XlmfamError
 from xlmfam.common.generation import GENERATION_CONFIG_NAME
+from xlmfam.common.languages import language_id
 from xlmfam.common.parameters import Parameter, relayout, spell
 from xlmfam.conversion.report import Conversion
 from xlmfam.conversion.sources import OpenCheckpoint, recognise
@@ -46,6 +48,7 @@ def convert(
     dtype: str | None = None,
     max_shard_size: int | str = "5GB",
     overwrite: bool = False,
+    languages: Sequence[str] | None = None,
     head: str | None = None,
     source_format: str | None = None,
     progress: bool | None = None,
@@ -63,6 +66,7 @@ def convert(
         dtype: Name of a floating-point dtype to cast to; by default each tensor keeps its own.
         max_shard_size: Larger checkpoints are split.
         overwrite: Replace a checkpoint in ``target``; its other files stay.
+        languages: Codes of the languages to take along, of an X-MOD checkpoint; by default all.
         head: Class of the checkpoint where its config does not say or is wrong.
         source_format: Read only this format, for folders that hold several.
         progress: Show a progress bar; by default where standard error is a terminal.
@@ -75,6 +79,7 @@ def convert(
         CheckpointError: When the source is missing, damaged or does not fit its config, or the
             target cannot be written.
         ConfigError: For a family or dtype that is not known.
+        XlmfamError: For a language that is not known.
     """
     started = time.perf_counter()
     get_format(to)
@@ -82,6 +87,8 @@ def convert(
     kind = None if dtype is None else as_dtype(dtype)
     check_target(source, target, overwrite)
     with recognise(source, head=head, format=source_format, **hub) as checkpoint:
+        if languages is not None:
+            checkpoint.config = _only(checkpoint.config, languages)
         reader = checked_reader(checkpoint, kind)
         specs = checkpoint.source.specs()
         stored = {name: specs[spelled].dtype for name, spelled in reader.plan.sources.items()}
@@ -102,7 +109,7 @@ def convert(
                 generation_config=options,
                 extra_files={name: path.read_bytes() for name, path in copied.items()},
                 progress=tell,
-                replaces=_belongs_to_checkpoint(checkpoint.config.model_type),
+                replaces=belongs_to_checkpoint(checkpoint.config.model_type),
             )
         dtypes = Counter((kind or own).name for own in stored.values())
         return Conversion(
@@ -122,6 +129,24 @@ def convert(
             warnings=_untrue_ties(checkpoint, reader),
             seconds=time.perf_counter() - started,
         )
+
+
+def _only(config: Any, languages: Sequence[str]) -> XmodConfig:
+    """Return the config of a copy that has some of the languages."""
+    if not isinstance(config, XmodConfig):
+        raise XlmfamError(
+            f"languages are X-MOD's to choose; this checkpoint is {config.model_type}"
+        )
+    for code in languages:
+        language_id(config, code)
+    gone = config.default_language not in languages
+    changed = XmodConfig.from_dict(
+        config.to_dict(),
+        languages=list(dict.fromkeys(languages)),
+        default_language=None if gone else config.default_language,
+    )
+    changed._stored = config
+    return changed
 
 
 def check_target(
@@ -192,7 +217,7 @@ def tokenizer_files(
     return {name: path for name, path in found.items() if path is not None}
 
 
-def _belongs_to_checkpoint(family: str) -> Callable[[str], bool]:
+def belongs_to_checkpoint(family: str) -> Callable[[str], bool]:
     """Which files of an earlier checkpoint must not outlive it: they would be read with ours."""
     names = {*_tokenizer_names(family), GENERATION_CONFIG_NAME}
     return lambda name: name in names or any(form.owns(name) for form in FORMATS.values())

@@ -30,6 +30,8 @@ def example_inputs(
     """
     # A beam of answers has to find enough of them in every row.
     wanted = max(length, 2 * getattr(config, "start_n_top", 0), 2 * getattr(config, "end_n_top", 0))
+    if getattr(config, "uses_languages", False):
+        wanted = max(wanted, -(-config.n_langs // 2))  # every language has a token
     room = getattr(config, "longest_text", config.max_position_embeddings)
     length = max(2, min(wanted, room))
     return EXAMPLES[head](config, np.random.default_rng(seed), length)
@@ -53,10 +55,34 @@ def _text(
     input_ids[attention_mask == 0] = pad
     text = {"input_ids": input_ids, "attention_mask": attention_mask}
     if getattr(config, "uses_languages", False):
-        text[config.language_argument] = rng.integers(
-            0, config.n_langs, (rows, length), dtype=np.int64
-        )
+        text[config.language_argument] = _languages(config, rng, attention_mask == 1)
     return text
+
+
+def _languages(config: Any, rng: np.random.Generator, real: np.ndarray) -> np.ndarray:
+    """A language for each token, mixed in every row; where there is room, each of them occurs.
+
+    Nobody looks at what becomes of padding, so it is the tokens that are dealt out.
+    """
+    langs = rng.integers(0, config.n_langs, real.shape, dtype=np.int64)
+    langs[real] = rng.permutation(np.arange(real.sum()) % config.n_langs)
+    return langs
+
+
+def _beside_encoder(draw: Draw) -> Draw:
+    """The same, with the states of an encoder where the model is a decoder that looks at them."""
+
+    def drawn(config: Any, rng: np.random.Generator, length: int) -> dict[str, np.ndarray]:
+        text = draw(config, rng, length)
+        if not (config.is_decoder and config.add_cross_attention):
+            return text
+        states = rng.normal(size=(ROWS, length + 2, config.hidden_size)).astype(np.float32)
+        mask = np.ones(states.shape[:2], np.int64)
+        mask[1, : length // 3] = 0
+        mask[2, length + 2 - length // 4 :] = 0
+        return {**text, "encoder_hidden_states": states, "encoder_attention_mask": mask}
+
+    return drawn
 
 
 def _labelled(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -69,6 +95,14 @@ def _labelled(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _tokens(config: Any, rng: np.random.Generator, length: int) -> dict[str, np.ndarray]:
     text = _text(config, rng, length)
     return {**text, "labels": _labelled(text["attention_mask"], text["input_ids"])}
+
+
+def _next_tokens(config: Any, rng: np.random.Generator, length: int) -> dict[str, np.ndarray]:
+    """Labels that are predicted from the token before, but for the first one behind padding."""
+    text = _tokens(config, rng, length)
+    mask = text["attention_mask"]
+    text["labels"][:, 1:][mask[:, 1:] > mask[:, :-1]] = IGNORED  # what padding says means nothing
+    return text
 
 
 def _classes_of_tokens(config: Any, rng: np.random.Generator, length: int) -> dict[str, np.ndarray]:
@@ -135,9 +169,9 @@ EXAMPLES: dict[str, Draw] = {
     "XLMForQuestionAnsweringSimple": _spans,
     "XLMForQuestionAnswering": _answers,
     "XLMEncoderDecoder": _translation,
-    "XmodModel": _text,
-    "XmodForCausalLM": _tokens,
-    "XmodForMaskedLM": _tokens,
+    "XmodModel": _beside_encoder(_text),
+    "XmodForCausalLM": _beside_encoder(_next_tokens),
+    "XmodForMaskedLM": _beside_encoder(_tokens),
     "XmodForSequenceClassification": _classes_of_texts,
     "XmodForMultipleChoice": _choices,
     "XmodForTokenClassification": _classes_of_tokens,

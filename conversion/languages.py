@@ -10,14 +10,23 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from xlmfam.common.checkpoints.locate import resolve_file
 from xlmfam.common.checkpoints.models import load_generation_config, save_parameters
 from xlmfam.common.configs import XmodConfig
-from xlmfam.common.errors import CheckpointError
+from xlmfam.common.errors import CheckpointError, XlmfamError
+from xlmfam.common.generation import GENERATION_CONFIG_NAME
 from xlmfam.common.parameters import Kind, Parameter
-from xlmfam.conversion.convert import check_target, checked_reader, folder_of, tokenizer_files
+from xlmfam.conversion.convert import (
+    belongs_to_checkpoint,
+    check_target,
+    checked_reader,
+    folder_of,
+    tokenizer_files,
+)
 from xlmfam.conversion.sources import OpenCheckpoint, recognise
 
 
@@ -28,8 +37,10 @@ def change_languages(
     add: Sequence[str] = (),
     remove: Sequence[str] = (),
     init_from: str = "random",
+    default_language: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    **hub: Any,
 ) -> list[Path]:
     """Write a copy of an X-MOD checkpoint with other languages, one tensor at a time.
 
@@ -40,8 +51,11 @@ def change_languages(
         remove: Codes of languages whose adapters are left out.
         init_from: What new adapters begin as: ``random``, the ``mean`` of those that there are,
             or the language to copy.
+        default_language: Code of the language of texts that do not say theirs; by default what it
+            was, if that stays.
         seed: Makes random beginnings repeatable.
         overwrite: Replace a checkpoint in ``target``.
+        **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``subfolder``.
 
     Returns:
         The paths written.
@@ -51,7 +65,7 @@ def change_languages(
         XlmfamError: For a language that is there already, or that is not.
     """
     check_target(source, target, overwrite)
-    with recognise(source) as checkpoint:
+    with recognise(source, **hub) as checkpoint:
         config = checkpoint.config
         if not isinstance(config, XmodConfig):
             raise CheckpointError(f"{source} is no X-MOD checkpoint but {config.model_type}")
@@ -59,11 +73,11 @@ def change_languages(
         for code in add:
             config.check_new_language(code, init_from)
         kept = config.without(remove) if remove else config.languages
-        gone = config.default_language in remove
+        languages = [*kept, *dict.fromkeys(add)]
         changed = XmodConfig.from_dict(
             config.to_dict(),
-            languages=[*kept, *dict.fromkeys(add)],
-            default_language=None if gone else config.default_language,
+            languages=languages,
+            default_language=_default(config, default_language, languages),
         )
         specs = checkpoint.source.specs()
         dtypes = {name: specs[stored].dtype for name, stored in reader.plan.sources.items()}
@@ -78,7 +92,9 @@ def change_languages(
             array = adapters.begin(parameter, reader.read)
             return array.astype(dtypes[origin(parameter)])
 
-        copied = tokenizer_files(source, config.model_type, {})
+        copied = tokenizer_files(source, config.model_type, hub)
+        has_options = resolve_file(folder_of(source), GENERATION_CONFIG_NAME, **hub) is not None
+        options = load_generation_config(source, changed, **hub) if has_options else None
         return save_parameters(
             target,
             changed,
@@ -86,9 +102,20 @@ def change_languages(
             "canonical",
             read,
             lambda parameter: dtypes[origin(parameter)],
-            generation_config=load_generation_config(folder_of(source), changed),
+            generation_config=options,
             extra_files={name: path.read_bytes() for name, path in copied.items()},
+            replaces=belongs_to_checkpoint(config.model_type),
         )
+
+
+def _default(config: XmodConfig, given: str | None, languages: Sequence[str]) -> str | None:
+    """Return the default language of a copy that has ``languages``."""
+    if given is not None and given not in languages:
+        raise XlmfamError(
+            f"the default language must be one of {', '.join(languages)}; got {given!r}"
+        )
+    wanted = given or config.default_language
+    return wanted if wanted in languages else None
 
 
 class _Adapters:

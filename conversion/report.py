@@ -31,6 +31,23 @@ def text_table(rows: Sequence[Sequence[str]], right: bool = True) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
+MOST_NAMES_SHOWN = 8
+
+
+def _reasons(dropped: Mapping[str, str]) -> list[str]:
+    """Return a line for each name, or one for all that are left out for the same reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in dropped.items():
+        names.setdefault(reason, []).append(name)
+    lines = []
+    for reason, alike in names.items():
+        if len(alike) > MOST_NAMES_SHOWN:
+            lines.append(f"{len(alike)} tensors such as {alike[0]}: {reason}")
+        else:
+            lines += [f"{name}: {reason}" for name in alike]
+    return lines
+
+
 @dataclass(frozen=True)
 class Conversion:
     """What went where in one conversion.
@@ -87,7 +104,7 @@ class Conversion:
         ]
         if self.copied:
             lines.append(f"  copied  {', '.join(self.copied)}")
-        lines += [f"  left    {name}: {reason}" for name, reason in self.dropped.items()]
+        lines += [f"  left    {line}" for line in _reasons(self.dropped)]
         lines += [f"  warning {text}" for text in self.warnings]
         return "\n".join(lines)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import time
 from collections.abc import Callable
@@ -222,10 +223,11 @@ def _has_head(model: Any) -> bool:
     return model.table_class != table_of(model.config.model_type).base
 
 
-def _flags(model: Any) -> dict[str, bool]:
-    """What every call asks for; not all families know a cache of that kind."""
+def _flags(call: Callable[..., Any]) -> dict[str, bool]:
+    """What every call asks for; not all classes know a cache."""
     flags = {"output_hidden_states": True, "return_dict": True}
-    return {**flags, "use_cache": False} if hasattr(model.config, "use_cache") else flags
+    has_cache = "use_cache" in inspect.signature(call).parameters
+    return {**flags, "use_cache": False} if has_cache else flags
 
 
 class TorchRunner:
@@ -236,7 +238,7 @@ class TorchRunner:
         import torch
 
         tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
-        return model(**tensors, **_flags(model))
+        return model(**tensors, **_flags(model.forward))
 
     def call(self, model: Any, inputs: Inputs, gradients: bool) -> tuple[Any, Any, Any]:
         """See `Runner`."""
@@ -281,7 +283,7 @@ class TensorFlowRunner:
         import tensorflow as tf
 
         tensors = {name: tf.constant(value) for name, value in inputs.items()}
-        return model(**tensors, **_flags(model))
+        return model(**tensors, **_flags(model.call))
 
     def call(self, model: Any, inputs: Inputs, gradients: bool) -> tuple[Any, Any, Any]:
         """See `Runner`."""
@@ -336,7 +338,7 @@ class FlaxRunner:
             name: jnp.asarray(value.astype(np.int32) if value.dtype.kind in "iu" else value)
             for name, value in inputs.items()
         }
-        return model(**arrays, params=params, **_flags(model))
+        return model(**arrays, params=params, **_flags(type(model).__call__))
 
     def call(self, model: Any, inputs: Inputs, gradients: bool) -> tuple[Any, Any, Any]:
         """See `Runner`."""

@@ -120,7 +120,8 @@ def _chosen(backends: Sequence[str] | None, source: Source | Mapping[str, Source
 
 def _masks(inputs: Inputs) -> list[np.ndarray]:
     """(rows, S), true where a token is not padding; a translation model has one for each side."""
-    names = [name for name in inputs if name.endswith("attention_mask")]
+    # What is padding in the states of an encoder is none of the results.
+    names = [n for n in inputs if n.endswith("attention_mask") and not n.startswith("encoder_")]
     return [np.asarray(inputs[name]).reshape(-1, inputs[name].shape[-1]) == 1 for name in names]
 
 

@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from tiny_checkpoints import change_json, make, make_arrays, make_config, save
 from tiny_tokenizer import make_tokenizer
 from tiny_xlm import make_xlm, make_xlm_tokenizer
 
-from xlmfam import AutoTokenizer, __version__
+from xlmfam import AutoConfig, AutoTokenizer, __version__
+from xlmfam.cli.demo_text import read_corpus, train_tokenizer
 from xlmfam.cli.main import COMMANDS, main
 from xlmfam.conversion import checksum
 from xlmfam.conversion.runners import generate, installed_backends, load
@@ -71,6 +73,27 @@ def xlm(tmp_path_factory):
             # With these weights, languages and beams make a difference.
             seed = 1 if head == "XLMEncoderDecoder" else 0
             made[key] = make_xlm(folder, tokenizer, head, seed=seed, **settings)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def xmod(tmp_path_factory):
+    """Makes an X-MOD checkpoint of a class with a tokenizer, once."""
+    made = {}
+
+    def get(head="XmodForMaskedLM", **settings):
+        key = (head, *settings.items())
+        if key not in made:
+            folder = tmp_path_factory.mktemp("xmod") / "model"
+            lines = read_corpus(4)
+            tokenizer = train_tokenizer(lines, folder, 400, "XLMRobertaTokenizer", "bpe")
+            sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+            sizes["num_hidden_layers"] = 1
+            # No end of a text: whatever is written goes on.
+            made[key] = make(folder, head, **sizes, **settings, eos_token_id=None)
+            (folder / "generation_config.json").unlink()
         return made[key]
 
     return get
@@ -158,6 +181,19 @@ def test_convert_warns_of_lost_weights(run, tmp_path):
 def test_convert_into_a_folder_that_cannot_be_written(refused, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     refused("ermission", "convert", make(tmp_path / "source"), tmp_path / "locked/target")
+
+
+def test_convert_some_languages(run, refused, xmod, model, tmp_path):
+    words = ("convert", xmod(), tmp_path / "some", "--to", "flax")
+    code, out, err = run(*words, "--languages", "sw_KE", "en_XX")
+    assert (code, err) == (0, "")
+    assert "not asked for" in out
+    assert AutoConfig.from_pretrained(tmp_path / "some").languages == ["sw_KE", "en_XX"]
+    assert (tmp_path / "some/sentencepiece.bpe.model").is_file()
+    refused(
+        "unknown language 'xx'; this model knows en_XX", *words, "--overwrite", "--languages=xx"
+    )
+    refused("this checkpoint is xglm", "convert", model, tmp_path / "new", "--languages", "en_XX")
 
 
 # ---- inspect ------------------------------------------------------------------------------
@@ -287,6 +323,36 @@ def test_generate_needs_a_model_that_continues(refused, xlm):
     refused("use `xlmfam translate`", "generate", xlm("XLMEncoderDecoder"), "Der")
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_generate_in_several_languages(run, xmod, backend):
+    source = xmod("XmodForCausalLM", default_language="de_DE")
+    words = ("generate", source, "--backend", backend, "--max-new-tokens", 3)
+    texts = ["Der Hund", "The dog sleeps in"]
+    tokenizer, loaded = AutoTokenizer.from_pretrained(source), load(backend, source)
+    alone = {}
+    for text, lang in ((texts[0], "de_DE"), (texts[1], "de_DE"), (texts[1], "sw_KE")):
+        # No end behind the prompt: it would be the end of the text.
+        ids = np.array([tokenizer(text)["input_ids"][:-1]])
+        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        found = generate(backend, loaded, inputs, max_new_tokens=3, lang_ids=lang)
+        alone[text, lang] = tokenizer.decode(found[0].tolist(), skip_special_tokens=True)
+    assert len(set(alone.values())) == 3
+    code, out, err = run(*words, *texts, "--lang", "de_DE,sw_KE")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [alone[texts[0], "de_DE"], alone[texts[1], "sw_KE"]]
+    both = [alone[text, "de_DE"] for text in texts]
+    assert run(*words, *texts)[1].splitlines() == both  # the default
+
+
+def test_generate_refuses_languages(refused, xmod):
+    words = ("generate", xmod("XmodForCausalLM"), "a", "b")
+    refused("no default language: say --lang, one of en_XX, de_DE, sw_KE", *words)
+    refused("--lang xx: .* knows en_XX, de_DE, sw_KE", *words, "--lang", "en_XX,xx")
+    refused("3 languages for 2 texts", *words, "--lang", "en_XX,en_XX,de_DE")
+    refused("this is XmodForMaskedLM", "generate", xmod(), "a", "--lang", "en_XX")
+    refused("one PROMPT, got 2", *words, "--stream", "--backend", "pt")
+
+
 # ---- fill ---------------------------------------------------------------------------------
 
 
@@ -324,6 +390,109 @@ def test_fill_refuses(refused, model, xlm):
     refused("no mask token|has none", "fill", model, "Der <mask>")
     refused("--lang tlh", "fill", xlm(), "Der <mask>", "--lang", "tlh")
     refused("'numpy'", "fill", xlm(), "Der <mask>", "--backend", "numpy")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fill_in_several_languages(run, xmod, backend):
+    words = ("fill", xmod(), "--backend", backend, "--top-k", 2)
+    texts = ["Der <mask> schläft.", "The <mask> sleeps in the <mask>."]
+    code, out, err = run(*words, *texts, "--lang", "de_DE,en_XX")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert [lines[0], *lines[3:5], lines[7]] == [*texts, "<mask> 1", "<mask> 2"]
+    assert len(lines) == 10
+    assert run(*words, texts[0], "--lang", "de_DE")[1].splitlines() == lines[1:3]
+    assert run(*words, texts[0], "--lang", "sw_KE")[1].splitlines() != lines[1:3]
+
+
+def test_fill_refuses_languages(refused, xmod):
+    refused("no default language: say --lang", "fill", xmod(), "Der <mask>")
+    refused("--lang xx: .* knows en_XX", "fill", xmod(), "Der <mask>", "--lang", "xx")
+    refused("2 languages for 1 text;", "fill", xmod(), "Der <mask>", "--lang", "en_XX,de_DE")
+
+
+# ---- languages ----------------------------------------------------------------------------
+
+
+def test_languages_of_a_checkpoint(run, refused, xmod, xlm, model):
+    source = xmod(default_language="de_DE")
+    code, out, err = run("languages", source)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == f"{source}: 3 languages"
+    assert [line.split() for line in lines[1:4]] == [
+        ["0", "en_XX"],
+        ["1", "de_DE", "(default)"],
+        ["2", "sw_KE"],
+    ]
+    assert lines[4] == "Each has adapters of 430 parameters."
+    assert json.loads(run("languages", source, "--json")[1]) == {
+        "source": str(source),
+        "family": "xmod",
+        "languages": {"en_XX": 0, "de_DE": 1, "sw_KE": 2},
+        "default": "de_DE",
+    }
+    lines = run("languages", xlm())[1].splitlines()
+    known = AutoTokenizer.from_pretrained(xlm()).lang2id
+    known = dict(sorted(known.items(), key=lambda pair: pair[1]))
+    assert lines[0] == f"{xlm()}: {len(known)} languages"
+    assert [line.split() for line in lines[1:]] == [[str(n), code] for code, n in known.items()]
+    refused(r"\(xglm\) does not go by languages", "languages", model)
+
+
+def test_languages_without_names(run, tmp_path):
+    plain = make(tmp_path / "plain", "XLMWithLMHeadModel")
+    assert "3 languages\nThey have no names; their ids are 0 to 2." in run("languages", plain)[1]
+    one = make(tmp_path / "one", "XLMWithLMHeadModel", n_langs=1, lang2id={"en": 0})
+    out = run("languages", one)[1]
+    assert "1 language\n   0  en\nThe tokenizer goes by them, the model does not." in out
+
+
+def test_languages_come_and_go(run, xmod, tmp_path):
+    source, target = xmod(default_language="de_DE"), tmp_path / "target"
+    words = ("languages", source, target, "--add", "zh_CN", "fr_XX", "--init-from", "sw_KE")
+    code, out, err = run(*words, "--remove", "de_DE", "--default", "fr_XX")
+    assert (code, err) == (0, "")
+    config = AutoConfig.from_pretrained(target)
+    assert config.languages == ["en_XX", "sw_KE", "zh_CN", "fr_XX"]
+    assert config.default_language == "fr_XX"
+    said = ("kept     en_XX, sw_KE", "new      zh_CN, fr_XX, as sw_KE", "removed  de_DE")
+    assert [text for text in (*said, "default  fr_XX") if text not in out] == []
+    assert (target / "sentencepiece.bpe.model").is_file()
+    # The copy says the same in the languages that it has, new ones included.
+    for lang in ("en_XX", "sw_KE"):
+        words = ("fill", "Der <mask>.", "--lang", lang)
+        assert run(words[0], target, *words[1:])[1] == run(words[0], source, *words[1:])[1]
+    text = run("fill", target, "Der <mask>.")[1]
+    assert text == run("fill", source, "Der <mask>.", "--lang", "sw_KE")[1]
+    commas = ("languages", source, target, "--add", "zh_CN,fr_XX", "it_IT", "--overwrite")
+    code, out, _ = run(*commas)
+    assert code == 0
+    assert "zh_CN, fr_XX, it_IT, to be trained" in out
+    first = checksum(target)
+    assert run(*commas, "--seed", 1)[0] == 0
+    assert checksum(target) != first
+    code, out, _ = run("languages", source, tmp_path / "none", "--remove", "de_DE")
+    assert "default  none" in out
+
+
+def test_languages_refuses(refused, xmod, model, tmp_path):
+    source, target = xmod(), tmp_path / "target"
+    words = ("languages", source, target)
+    refused("nothing changes: say --add", *words)
+    refused("--add needs DST", "languages", source, "--add", "fr_XX")
+    refused("--overwrite needs DST", "languages", source, "--overwrite")
+    refused("--init-from needs --add", *words, "--remove", "de_DE", "--init-from", "mean")
+    refused("--json lists", *words, "--remove", "de_DE", "--json")
+    refused("unknown language 'xx'; this model knows en_XX, de_DE", *words, "--remove", "xx")
+    refused("a language 'de_DE' already", *words, "--add", "de_DE")
+    refused("en_XX, de_DE, sw_KE; got 'xx'", *words, "--add", "fr_XX", "--init-from", "xx")
+    refused("one of en_XX, de_DE, sw_KE; got 'xx'", *words, "--default", "xx")
+    refused("at least must stay", *words, "--remove", "en_XX", "de_DE", "sw_KE")
+    refused("no X-MOD checkpoint but xglm", "languages", model, target, "--add", "fr_XX")
+    refused("own folder", "languages", source, source, "--add", "fr_XX")
+    refused("no such folder", "languages", tmp_path / "nowhere")
+    assert not target.exists()
 
 
 # ---- translate ----------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from xlmfam.cli.charts import (
 )
 from xlmfam.cli.report import render_report, write_report
 from xlmfam.cli.report_data import (
+    Addition,
     ChainStep,
     FamilySection,
     Filling,
@@ -102,6 +103,22 @@ def filling(chance=0.75, **changes) -> Filling:
     return replace(filling, **changes)
 
 
+def addition(**changes) -> Addition:
+    added = Addition(
+        language="Swahili",
+        beginning="the mean of the others",
+        learned=4321,
+        parameters=86420,
+        seconds=6.5,
+        before=9.12,
+        after=3.456,
+        others=1.789,
+        untouched=True,
+        goal=5.0,
+    )
+    return replace(added, **changes)
+
+
 def family(**changes) -> FamilySection:
     section = FamilySection(
         name="XGLM",
@@ -118,6 +135,7 @@ def family(**changes) -> FamilySection:
         ],
         scores=[Score("Completed", "of what it read", 9, 10, check="remembers")],
         fillings=[filling()],
+        addition=addition(),
         timings=[Timing("train", 87.6), Timing("verify", 12.3)],
     )
     return replace(section, **changes)
@@ -147,6 +165,8 @@ def test_all_facts_are_on_the_page():
         *("2 of 2", "1 of 1", "Everything agrees"),
         *("Completed", "9/10", "of what it read"),
         *("German", "Garten ✓", "75%", "Haus", "<1%", "Der Hund schläft im"),
+        *("add Swahili", "4,321 of 86,420 values", "6.50 seconds", "5.0%", "9.12 nats"),
+        *("3.46 nats", "1.79 nats", "as the mean of the others", "bit for bit what it was"),
     ]
     assert [fact for fact in facts if fact not in text] == []
     assert "✗" not in text
@@ -163,7 +183,7 @@ def test_page_is_self_contained():
 def test_every_chart_has_title_and_description():
     html = render_report(report())
     charts = re.findall(r"<svg.*?</svg>", html)
-    assert len(charts) == 3  # loss, timings, scale of the heat map
+    assert len(charts) == 4  # loss, timings, scale of the heat map, the language added
     for chart in charts:
         root = ElementTree.fromstring(chart)
         title, desc = root[0], root[1]
@@ -182,6 +202,7 @@ def test_everything_is_escaped():
         generations=[Generation(HOSTILE, {HOSTILE: HOSTILE + "<b>"}, HOSTILE)],
         timings=[Timing(HOSTILE, 1.0)],
         scores=[Score(HOSTILE, HOSTILE, 1, 1, check=HOSTILE)],
+        addition=addition(language=HOSTILE, beginning=HOSTILE),
         fillings=[
             Filling(HOSTILE, {HOSTILE: [Guess(HOSTILE, 0.5)], "b": []}, HOSTILE, HOSTILE),
             Filling(HOSTILE, {HOSTILE: [Guess(HOSTILE, 0.5)]}, HOSTILE),
@@ -278,6 +299,9 @@ def test_a_chance_is_as_long_as_it_is_likely():
         ({"generations": [Generation("a", {})]}, "same text everywhere"),
         ({"scores": [Score("a", "b", 7, 10, check="remembers")]}, "remembers"),
         ({"scores": [Score("a", "b", 0, 0, check="remembers")]}, "remembers"),
+        ({"addition": addition(after=5.1)}, "learns a language afterwards"),
+        ({"addition": addition(after=math.nan)}, "learns a language afterwards"),
+        ({"addition": addition(untouched=False)}, "leaves the others as they were"),
         ({"fillings": [Filling("a", {})]}, "same guesses everywhere"),
         ({"fillings": [Filling("a", {"x": [], "y": []})]}, "same guesses everywhere"),
         ({"fillings": [UNEQUAL_WORDS]}, "same guesses everywhere"),

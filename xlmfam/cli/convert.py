@@ -9,6 +9,7 @@ from xlmfam.cli.options import (
     FORMATS,
     add_class_option,
     add_hub_options,
+    add_languages_option,
     add_source,
     hub_options,
     new_command,
@@ -25,6 +26,7 @@ memory stays small; no framework is needed but for pytorch_model.bin, which need
 EXAMPLES = """\
   xlmfam convert facebook/xglm-564M xglm-flax --to flax
   xlmfam convert old/pytorch_model.bin new --to safetensors --dtype bfloat16
+  xlmfam convert facebook/xmod-base two --languages en_XX de_DE
   xlmfam convert big split --max-shard-size 2GB --verify"""
 
 
@@ -48,6 +50,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="split above this (default 5GB)"
     )
+    add_languages_option(
+        parser, "--languages", "read the adapters of these languages only (X-MOD), in this order"
+    )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a checkpoint that is in DST already"
     )
@@ -70,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         max_shard_size=args.max_shard_size,
         overwrite=args.overwrite,
+        languages=args.languages or None,
         head=args.head,
         source_format=args.source_format,
         **hub_options(args),

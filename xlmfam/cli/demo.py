@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from xlmfam.cli.report_data import FamilySection, Timing
 
 DESCRIPTION = """\
-Everything xlmfam does, once for XGLM and once for XLM: trains a tokenizer and a small model on a
+Everything xlmfam does, for XGLM, XLM and X-MOD in turn: trains a tokenizer and a small model on a
 text in thirteen languages with Keras `fit`, saves it, converts it TensorFlow -> PyTorch -> Flax ->
 TensorFlow and shows that not a bit has changed, compares logits, hidden states, loss and gradients
-across the three, continues sentences with XGLM and fills in hidden words with XLM alike in the
-three, and writes a report to look at. Needs no network and all three frameworks; takes a few
-minutes. Exits with 1 when anything does not hold."""
+across the three, continues sentences with XGLM and fills in hidden words with XLM and X-MOD alike
+in the three, adds a language to X-MOD afterwards, and writes a report to look at. Needs no network
+and all three frameworks; takes a few minutes. Exits with 1 when anything does not hold."""
 
 EXAMPLES = """\
   xlmfam demo
@@ -86,9 +86,10 @@ def run(args: argparse.Namespace) -> int:
         preload(BACKENDS)
     started = time.perf_counter()
     data = ReportData(
-        title="xlmfam: two models, three frameworks",
-        subtitle="A small XGLM and a small XLM, trained from nothing with Keras, carried from "
-        "TensorFlow to PyTorch to Flax and back, and held against themselves all the way.",
+        title="xlmfam: three models, three frameworks",
+        subtitle="A small XGLM, a small XLM and a small X-MOD, trained from nothing with Keras, "
+        "carried from TensorFlow to PyTorch to Flax and back, and held against themselves all "
+        "the way.",
         sections=run_families(folder, args.quick, args.seed),
         created=time.strftime("%Y-%m-%d %H:%M"),
         command="xlmfam demo" + (" --quick" if args.quick else ""),
@@ -103,13 +104,19 @@ def run(args: argparse.Namespace) -> int:
 
 def run_families(folder: Path, quick: bool, seed: int) -> list[FamilySection]:
     """Do it all with each family; return what the report says of them."""
-    from xlmfam.cli import demo_xglm, demo_xlm
+    from xlmfam.cli import demo_xglm, demo_xlm, demo_xmod
 
-    sizes = [(f.QUICK if quick else f.FULL) for f in (demo_xglm, demo_xlm)]
-    return [
-        demo_xglm.run_xglm(folder / "xglm", sizes[0], seed, Steps("XGLM", demo_xglm.STEPS)),
-        demo_xlm.run_xlm(folder / "xlm", sizes[1], seed, Steps("XLM", demo_xlm.STEPS)),
-    ]
+    families = (
+        ("XGLM", demo_xglm, demo_xglm.run_xglm),
+        ("XLM", demo_xlm, demo_xlm.run_xlm),
+        ("X-MOD", demo_xmod, demo_xmod.run_xmod),
+    )
+    sections = []
+    for name, module, run_family in families:
+        size = module.QUICK if quick else module.FULL
+        where = folder / name.replace("-", "").lower()
+        sections.append(run_family(where, size, seed, Steps(name, module.STEPS)))
+    return sections
 
 
 def _check_output(folder: Path) -> None:
@@ -145,6 +152,11 @@ def _summarise(section: FamilySection) -> None:
             lines.append(("compared", said, not different))
     for score in section.scores:
         lines.append(("learned", f"{score.right} of {score.asked} {score.what}", score.passed))
+    if section.addition:
+        added = section.addition
+        said = f"{added.language} afterwards, loss {added.before:.2f} -> {added.after:.2f}, "
+        said += f"{added.share:.1%} of the values"
+        lines.append(("added", said, added.passed))
     print(f"\n{section.name}")
     for label, text, good in lines:
         print(f"  {'ok' if good else 'FAILED':6}  {label:9}  {text}")

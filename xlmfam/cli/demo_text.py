@@ -39,23 +39,31 @@ def read_corpus(groups: int | None = None) -> list[str]:
     return lines if groups is None else lines[: groups * len(LANGUAGES)]
 
 
-def train_tokenizer(sentences: Sequence[str], folder: Path, pieces: int) -> Any:
-    """Train a sentencepiece model and make an `XGLMTokenizer` of it, saved in ``folder``.
+def train_tokenizer(
+    sentences: Sequence[str],
+    folder: Path,
+    pieces: int,
+    kind: str = "XGLMTokenizer",
+    model_type: str = "unigram",
+) -> Any:
+    """Train a sentencepiece model and make a tokenizer of it, saved in ``folder``.
 
     Args:
         sentences: The text.
         folder: Where the tokenizer is saved.
         pieces: Most pieces of the vocabulary.
+        kind: Name of the tokenizer's class.
+        model_type: How sentencepiece finds pieces: ``unigram`` or ``bpe``.
     """
     import sentencepiece
 
-    from xlmfam import XGLMTokenizer
+    import xlmfam
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_writer=model,
-        model_type="unigram",
+        model_type=model_type,
         vocab_size=pieces,
         hard_vocab_limit=False,
         character_coverage=1.0,
@@ -65,7 +73,7 @@ def train_tokenizer(sentences: Sequence[str], folder: Path, pieces: int) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sentencepiece.bpe.model"
     path.write_bytes(model.getvalue())
-    tokenizer = XGLMTokenizer(path)
+    tokenizer = getattr(xlmfam, kind)(path)
     tokenizer.save_pretrained(folder)
     return tokenizer
 

@@ -57,13 +57,15 @@ class Trained:
     final: float
 
 
-def train(model: Any, data: Any, size: Size) -> Trained:
+def train(model: Any, data: Any, size: Size, lean: bool = False) -> Trained:
     """Train a model with ``compile()`` and ``fit``, on its own loss.
 
     Args:
         model: The Keras model.
         data: Its batches, see `batches_of`.
         size: How long to train.
+        lean: Treat all variables alike: their decay and clipping one by one takes long to build
+            for many small ones, as adapters are.
     """
     import keras
 
@@ -71,7 +73,9 @@ def train(model: Any, data: Any, size: Size) -> Trained:
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps, alpha=0.02, warmup_target=size.rate, warmup_steps=max(1, steps // 12)
     )
-    optimizer = keras.optimizers.AdamW(schedule, beta_2=0.98, weight_decay=0.01, clipnorm=1.0)
+    optimizer = keras.optimizers.Adam(schedule, beta_2=0.98, global_clipnorm=1.0)
+    if not lean:
+        optimizer = keras.optimizers.AdamW(schedule, beta_2=0.98, weight_decay=0.01, clipnorm=1.0)
     # Batches differ in length, and XLA would compile anew for each.
     model.compile(optimizer=optimizer, jit_compile=False)
     recorder = loss_recorder()
@@ -109,8 +113,10 @@ def batches_of(
         for start in rng.permutation(range(0, len(rows), batch)):
             yield make(order[start : start + batch], rng)
 
-    names = make([0], np.random.default_rng(seed))
-    signature = {name: tf.TensorSpec((None, None), tf.int64, name) for name in names}
+    example = make([0], np.random.default_rng(seed))
+    signature = {
+        name: tf.TensorSpec([None] * value.ndim, tf.int64, name) for name, value in example.items()
+    }
     data = tf.data.Dataset.from_generator(epoch, output_signature=signature)
     count = math.ceil(len(rows) / batch)
     return data.apply(tf.data.experimental.assert_cardinality(count))

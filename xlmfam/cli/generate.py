@@ -8,22 +8,25 @@ from typing import Any
 import xlmfam.cli.options as options
 
 DESCRIPTION = """\
-Continue a prompt with a checkpoint, in the framework of your choice, and print prompt and
-continuation. The tokenizer is the one in SRC. What is not said here is taken from the
-checkpoint's generation_config.json."""
+Continue a prompt (or several, in one batch) with a checkpoint, in the framework of your choice, and
+print prompt and continuation. The tokenizer is the one in SRC. What is not said here is taken from
+the checkpoint's generation_config.json."""
 
 EXAMPLES = """\
   xlmfam generate facebook/xglm-564M "Hello, my name is"
   xlmfam generate my-model "Es war einmal" --backend flax --num-beams 4
   xlmfam generate FacebookAI/xlm-clm-ende-1024 "Das Wetter ist" --lang de
+  xlmfam generate my-xmod "The weather" "Das Wetter" --lang en_XX,de_DE
   xlmfam generate my-model "我叫" --do-sample --temperature 0.8 --top-p 0.9 --seed 1 --stream"""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the command."""
-    parser = options.new_command(subparsers, "generate", "continue a prompt", DESCRIPTION, EXAMPLES)
+    parser = options.new_command(subparsers, "generate", "continue prompts", DESCRIPTION, EXAMPLES)
     options.add_source(parser)
-    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue")
+    parser.add_argument(
+        "prompts", metavar="PROMPT", nargs="+", help="the text to continue, or several"
+    )
     options.add_backend_option(parser)
     options.add_lang_option(parser)
     parser.add_argument(
@@ -53,19 +56,20 @@ def run(args: argparse.Namespace) -> int:
     backend = options.chosen_backend(args, "generate")
     _check(args, backend)
     tokenizer = options.load_tokenizer(args, "generate")  # first: it is quick, and may be missing
-    options.check_lang("--lang", args.lang, args.source, tokenizer)
+    langs = options.chosen_langs(args, tokenizer, len(args.prompts))
     model = options.load_model(args, backend)
     _require_continuing(model)
     extra = _given(args)
-    if args.lang is not None and model.config.uses_languages:
-        extra["langs"] = args.lang
+    if langs is not None and model.config.uses_languages:
+        extra[model.config.language_argument] = langs
     if args.stream:
         from xlmfam.pt import TextStreamer
 
         extra["streamer"] = TextStreamer(tokenizer, skip_special_tokens=True)
-    ids = generate(backend, model, _inputs(tokenizer, args), **extra)
+    ids = generate(backend, model, _inputs(tokenizer, args.prompts, langs), **extra)
     if not args.stream:
-        print(tokenizer.decode([int(token) for token in ids[0]], skip_special_tokens=True))
+        for text in tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True):
+            print(text)
     return 0
 
 
@@ -77,14 +81,27 @@ def _require_continuing(model: Any) -> None:
         raise XlmfamError(f"{model.table_class} translates: use `xlmfam translate`")
 
 
-def _inputs(tokenizer: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """The prompt's ids and their mask."""
+def _inputs(tokenizer: Any, prompts: list[str], langs: str | list[str] | None) -> dict[str, Any]:
+    """The prompts' ids, padded on the left, and their mask."""
     call: dict[str, Any] = {}
+    end = 0
     if options.takes_languages(tokenizer):
-        # An end behind the prompt, which XLM's tokenizer puts, would be the end of the text.
-        call = {"add_special_tokens": False, "lang": args.lang}
-    encoded = tokenizer([args.prompt], return_tensors="np", **call)
+        call = {"add_special_tokens": False, "lang": langs}
+    else:
+        end = _tokens_behind(tokenizer)
+    rows = tokenizer(prompts, **call)["input_ids"]
+    # An end behind the prompt, which most tokenizers put, would be the end of the text.
+    rows = [row[: len(row) - end] for row in rows]
+    side = {"padding": len(rows) > 1, "padding_side": "left"}
+    encoded = tokenizer.pad({"input_ids": rows}, **side, return_tensors="np")
     return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+
+def _tokens_behind(tokenizer: Any) -> int:
+    """Number of tokens that a tokenizer puts behind a text."""
+    text = -1  # no token has this id
+    whole = tokenizer.build_inputs_with_special_tokens([text])
+    return len(whole) - 1 - whole.index(text)
 
 
 def _check(args: argparse.Namespace, backend: str) -> None:
@@ -100,7 +117,9 @@ def _check(args: argparse.Namespace, backend: str) -> None:
     if sampling and not args.do_sample:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sampling)
         raise XlmfamError(f"{flags} needs --do-sample: without it the best token is always taken")
-    if not args.prompt.strip():
+    if args.stream and len(args.prompts) > 1:
+        raise XlmfamError(f"--stream takes one PROMPT, got {len(args.prompts)}")
+    if not all(prompt.strip() for prompt in args.prompts):
         raise XlmfamError("PROMPT is empty; give a text to continue")
 
 

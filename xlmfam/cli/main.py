@@ -16,7 +16,7 @@ from typing import NoReturn
 from xlmfam import __version__
 from xlmfam.cli.options import note, quiet_frameworks
 
-COMMANDS = ("convert", "verify", "inspect", "generate", "fill", "translate", "demo")
+COMMANDS = ("convert", "verify", "inspect", "languages", "generate", "fill", "translate", "demo")
 
 DESCRIPTION = """\
 Work with checkpoints of XGLM, XLM and X-MOD (and, soon, Transformer-XL) in PyTorch, TensorFlow
@@ -28,6 +28,7 @@ examples:
   xlmfam convert facebook/xglm-564M xglm-tf --to tf
   xlmfam verify xglm-tf
   xlmfam inspect facebook/xglm-564M
+  xlmfam languages facebook/xmod-base xmod-sw --add sw_KE --init-from en_XX
   xlmfam generate facebook/xglm-564M "Hello, my name is" --backend flax
   xlmfam fill FacebookAI/xlm-mlm-ende-1024 "Berlin is the <mask> of Germany." --lang en
   xlmfam translate my-xlm-mt "Der Hund schläft." --from de --to en

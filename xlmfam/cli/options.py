@@ -77,10 +77,27 @@ def add_backend_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_lang_option(parser: argparse.ArgumentParser) -> None:
-    """Add the language of the text."""
+    """Add the language of the text, or one for each of several texts."""
     parser.add_argument(
-        "--lang", metavar="CODE", help="language of the text, for models that ask (XLM): de, en ..."
+        "--lang",
+        type=split_list,
+        metavar="CODE",
+        help="language of the text, for models that go by it: de (XLM), de_DE (X-MOD) ...; for "
+        "several texts one for all or, with commas between, one for each",
     )
+
+
+class _Codes(argparse.Action):
+    """Collects words, and what stands between commas in them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:  # noqa: ARG002
+        codes = [code for value in values for code in split_list(value)]
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *codes])
+
+
+def add_languages_option(parser: argparse.ArgumentParser, flag: str, summary: str) -> None:
+    """Add an option that takes the codes of languages."""
+    parser.add_argument(flag, nargs="+", action=_Codes, default=[], metavar="CODE", help=summary)
 
 
 def chosen_backend(args: argparse.Namespace, command: str) -> str:
@@ -134,24 +151,68 @@ def takes_languages(tokenizer: Any) -> bool:
     return "lang" in getattr(tokenizer, "call_options", ())
 
 
-def check_lang(flag: str, lang: str | None, source: str, tokenizer: Any) -> None:
+def known_langs(args: argparse.Namespace, tokenizer: Any) -> list[str] | None:
+    """Return the languages of a checkpoint; none where any will do, ``None`` without languages.
+
+    XLM's tokenizer goes by them as well; X-MOD's does not, and its config has them.
+    """
+    from xlmfam.common.configs import AutoConfig
+
+    if takes_languages(tokenizer):
+        return sorted(tokenizer.lang2id or ())
+    config = AutoConfig.from_pretrained(args.source, **hub_options(args))
+    return list(config.lang2id or ()) if getattr(config, "uses_languages", False) else None
+
+
+def check_lang(flag: str, lang: str, source: str, known: list[str] | None) -> None:
     """Raise ``XlmfamError`` for a language that a checkpoint does not know.
 
     Args:
         flag: The option that it was given with.
-        lang: Its code, or ``None``.
+        lang: Its code.
         source: What the user calls the checkpoint.
-        tokenizer: Of the checkpoint.
+        known: See `known_langs`.
     """
     from xlmfam.common.errors import XlmfamError
 
-    if lang is None:
-        return
-    if not takes_languages(tokenizer):
+    if known is None:
         raise XlmfamError(f"{flag} {lang}: {source} does not go by languages")
-    known = tokenizer.lang2id
     if known and lang not in known:
-        raise XlmfamError(f"{flag} {lang}: {source} knows {', '.join(sorted(known))}")
+        raise XlmfamError(f"{flag} {lang}: {source} knows {', '.join(known)}")
+
+
+def chosen_langs(args: argparse.Namespace, tokenizer: Any, texts: int) -> str | list[str] | None:
+    """Return the language of all texts or a list with one for each, as ``--lang`` says.
+
+    Args:
+        args: With ``lang`` and ``source``.
+        tokenizer: Of the checkpoint.
+        texts: Number of texts.
+
+    Raises:
+        XlmfamError: For a language that is not known, another number of them than of texts, and
+            none where there is no default.
+    """
+    from xlmfam.common.configs import AutoConfig
+    from xlmfam.common.errors import XlmfamError
+
+    known = None if args.lang is None else known_langs(args, tokenizer)
+    for lang in args.lang or ():
+        check_lang("--lang", lang, args.source, known)
+    if args.lang and len(args.lang) not in (1, texts):
+        raise XlmfamError(
+            f"--lang names {len(args.lang)} languages for {texts} text{'s' if texts > 1 else ''}; "
+            "give one for all, or one for each"
+        )
+    if args.lang:
+        return args.lang[0] if len(args.lang) == 1 else args.lang
+    config = AutoConfig.from_pretrained(args.source, **hub_options(args))
+    if getattr(config, "default_language", "") is None:
+        known = list(config.lang2id)
+        raise XlmfamError(
+            f"{args.source} has no default language: say --lang, one of {', '.join(known)}"
+        )
+    return None
 
 
 def require_method(model: Any, method: str, command: str, wanted: str) -> None:

@@ -29,6 +29,7 @@ from xlmfam.cli.charts import (
 )
 from xlmfam.cli.report_data import (
     HIDDEN,
+    Addition,
     ChainStep,
     FamilySection,
     Filling,
@@ -76,6 +77,7 @@ def _section(section: FamilySection) -> str:
         _timings_card(section.timings) if section.timings else "",
         _heat_card(section.heatmap) if section.heatmap else "",
         _chain_card(section.chain) if section.chain else "",
+        _addition_card(section.addition) if section.addition else "",
         _generation_card(section.generations) if section.generations else "",
         _filling_cards(section.fillings),
     ]
@@ -101,6 +103,8 @@ def _tiles(section: FamilySection) -> str:
         )
     for score in section.scores:
         tiles.append(_tile(score.label, f"{score.right}/{score.asked}", score.what, score.passed))
+    if section.addition:
+        tiles.append(_addition_tile(section.addition))
     if section.heatmap:
         heat = section.heatmap
         note = f"tolerance {heat.tolerance:.0e}"
@@ -113,8 +117,8 @@ def _tiles(section: FamilySection) -> str:
         tiles.append(_count_tile("Same text", [g.equal for g in section.generations], "prompts"))
     if section.fillings:
         tiles.append(_count_tile("Same guesses", [f.equal for f in section.fillings], "texts"))
-    # More than fit into a line stand in two even ones.
-    many = " many" if len(tiles) > 7 else ""
+    # More than fit into a line stand in two, as even as can be.
+    many = "" if len(tiles) < 8 else " many" if len(tiles) == 8 else " most"
     return f'<div class="tiles{many}">{"".join(tiles)}</div>'
 
 
@@ -213,6 +217,37 @@ def _chain_item(position: int, step: ChainStep) -> str:
         f'<li class="{"good" if step.exact else "bad"}"><strong>{escape(step.framework)}</strong>'
         f'<span class="state">{_mark(step.exact)} {said}{seconds}</span>'
         f"<span>{escape(step.file)}</span><code>{escape(step.checksum)}</code></li>"
+    )
+
+
+def _addition_tile(addition: Addition) -> str:
+    note = f"of the values learned {addition.language}, afterwards"
+    return _tile("Language added", f"{addition.share:.1%}", note, addition.passed)
+
+
+def _addition_card(addition: Addition) -> str:
+    bars = [
+        Bar(f"as {addition.beginning}", addition.before),
+        Bar("with its own", addition.after, highlight=True),
+        Bar("the other languages", addition.others),
+    ]
+    chart = bar_chart(
+        [BarGroup("Loss", bars, unit="nats")], title=f"Mean loss on {addition.language} and others"
+    )
+    said = (
+        f"The model was trained without {addition.language}. Then it got an adapter for it in "
+        f"every layer, and nothing else learned: {addition.learned:,} of "
+        f"{addition.parameters:,} values, in {format_number(addition.seconds)} seconds. "
+    )
+    kept = "Everything else is bit for bit what it was."
+    if not addition.untouched:
+        kept = "But something else has changed."
+    why = "The bars are mean losses on hidden words. Embeddings that never met it hold it back."
+    return _card(
+        f"What it took to add {addition.language}",
+        f'<div class="texts"><div>{_paragraph(said + kept)}{_paragraph(why)}</div>'
+        f'<div class="figure">{chart}</div></div>',
+        wide=True,
     )
 
 
@@ -351,6 +386,7 @@ p.bad, ul.bad { color: var(--bad); }
 .tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr));
   margin: 1rem 0; }
 .tiles.many { grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); }
+.tiles.most { grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); }
 .tile, .card { background: var(--card); border: 1px solid var(--edge); border-radius: 12px; }
 .tile { padding: .8rem 1rem; border-top: 4px solid var(--state, var(--edge)); }
 .tile span { display: block; }
@@ -410,7 +446,7 @@ footer { margin-top: 2rem; color: var(--muted); font-size: .9rem; }
   .chain li { grid-template-columns: 1fr; }
   table.heat { font-size: .78rem; border-spacing: 2px; }
   .heat th, .heat tbody td { padding: .35rem .2rem; }
-  .tiles, .tiles.many { grid-template-columns: 1fr 1fr; gap: .6rem; }
+  .tiles, .tiles.many, .tiles.most { grid-template-columns: 1fr 1fr; gap: .6rem; }
   .value { font-size: 1.25rem; }
 }
 @media print { body { background: #fff; } .card, .tile { break-inside: avoid; } }

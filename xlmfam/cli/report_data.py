@@ -181,6 +181,45 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Addition:
+    """A language that a trained model got afterwards.
+
+    Attributes:
+        language: Its name.
+        beginning: What its adapters began as.
+        learned: Number of values that learned.
+        parameters: Number of values of the whole model.
+        seconds: How long it took.
+        before: Mean loss on its text, with the adapters as they began.
+        after: The same when they had learned.
+        others: Mean loss of the languages that the model was trained with.
+        untouched: Whether everything else is bit for bit what it was.
+        goal: Loss that counts as learned.
+    """
+
+    language: str
+    beginning: str
+    learned: int
+    parameters: int
+    seconds: float
+    before: float
+    after: float
+    others: float
+    untouched: bool
+    goal: float
+
+    @property
+    def share(self) -> float:
+        """The part of the model that learned."""
+        return self.learned / self.parameters
+
+    @property
+    def passed(self) -> bool:
+        """Whether the language was learned and nothing else changed."""
+        return self.untouched and self.after <= self.goal
+
+
+@dataclass(frozen=True)
 class Timing:
     """How long one step took."""
 
@@ -201,6 +240,7 @@ class FamilySection:
     chain: Sequence[ChainStep] = ()
     generations: Sequence[Generation] = ()
     fillings: Sequence[Filling] = ()
+    addition: Addition | None = None
     timings: Sequence[Timing] = ()
 
     def checks(self) -> dict[str, bool]:
@@ -216,6 +256,9 @@ class FamilySection:
             checks["conversions are bit-exact"] = all(step.exact for step in self.chain)
         if self.generations:
             checks["same text everywhere"] = all(g.equal for g in self.generations)
+        if self.addition:
+            checks["learns a language afterwards"] = self.addition.after <= self.addition.goal
+            checks["leaves the others as they were"] = self.addition.untouched
         if self.fillings:
             checks["same guesses everywhere"] = all(f.equal for f in self.fillings)
         return checks

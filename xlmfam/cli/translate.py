@@ -55,8 +55,9 @@ def run(args: argparse.Namespace) -> int:
     backend = options.chosen_backend(args, "translate")
     _check(args)
     tokenizer = options.load_tokenizer(args, "translate")
+    known = options.known_langs(args, tokenizer)
     for flag, lang in (("--from", args.lang), ("--to", args.target)):
-        options.check_lang(flag, lang, args.source, tokenizer)
+        options.check_lang(flag, lang, args.source, known)
     model = options.load_model(args, backend)
     options.require_method(model, "translate", "translate", "an XLMEncoderDecoder")
     text = model.translate(
