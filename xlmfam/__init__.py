@@ -17,6 +17,8 @@ _EXPORTS = {
     "GenerationConfig": "xlmfam.common.generation",
     "PretrainedConfig": "xlmfam.common.configs",
     "TransfoXLConfig": "xlmfam.common.configs",
+    "TransfoXLCorpus": "xlmfam.common.corpora",
+    "TransfoXLTokenizer": "xlmfam.common.tokenizers",
     "XGLMConfig": "xlmfam.common.configs",
     "XGLMTokenizer": "xlmfam.common.tokenizers",
     "XGLMTokenizerFast": "xlmfam.common.tokenizers",

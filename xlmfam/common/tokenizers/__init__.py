@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .padding import PaddingStrategy
     from .slow import PreTrainedTokenizer
     from .tensors import TensorType
+    from .transfo_xl import TransfoXLTokenizer
     from .truncation import TruncationStrategy
     from .xglm import XGLMTokenizer
     from .xglm_fast import XGLMTokenizerFast
@@ -33,6 +34,7 @@ _WHERE = {
     "PreTrainedTokenizerFast": ".fast",
     "TensorType": ".tensors",
     "TokenSpan": ".encoding",
+    "TransfoXLTokenizer": ".transfo_xl",
     "TruncationStrategy": ".truncation",
     "XGLMTokenizer": ".xglm",
     "XGLMTokenizerFast": ".xglm_fast",
@@ -52,6 +54,7 @@ __all__ = [
     "PreTrainedTokenizerFast",
     "TensorType",
     "TokenSpan",
+    "TransfoXLTokenizer",
     "TruncationStrategy",
     "XGLMTokenizer",
     "XGLMTokenizerFast",

@@ -21,6 +21,7 @@ class Entry(NamedTuple):
 
 # By model_type of config.json. A new family adds a row here, and nothing else.
 TOKENIZERS: dict[str, Entry] = {
+    "transfo-xl": Entry("xlmfam.common.tokenizers.transfo_xl:TransfoXLTokenizer", None),
     "xglm": Entry(
         "xlmfam.common.tokenizers.xglm:XGLMTokenizer",
         "xlmfam.common.tokenizers.xglm_fast:XGLMTokenizerFast",

@@ -97,6 +97,9 @@ class _Machine:
         else:
             self.since_mark()
 
+    def pop_all(self, _: Any) -> None:
+        self.since_mark()
+
     def duplicate(self, _: Any) -> None:
         self.stack.append(self.stack[-1])
 
@@ -125,7 +128,7 @@ class _Machine:
         if not isinstance(target, dict):
             return
         for name, value in zip(items[::2], items[1::2], strict=True):
-            # Words and settings are strings. Other keys could be made slow to hash or to tell apart.
+            # Words and settings are strings. Other keys could be made slow to hash or compare.
             if isinstance(name, str):
                 target[name] = value
 
@@ -176,7 +179,7 @@ class _Machine:
 
 
 def _pushes(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
-    return lambda machine, _: machine.stack.append(make())
+    return lambda machine, _: machine.push(make())
 
 
 # By the names of pickletools. What is not here pushes its argument: numbers, strings and bytes.
@@ -208,7 +211,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "SETITEMS": lambda machine, _: machine.fill_pairs(machine.since_mark()),
     "MARK": _Machine.mark,
     "POP": _Machine.pop,
-    "POP_MARK": lambda machine, _: machine.since_mark() and None,
+    "POP_MARK": _Machine.pop_all,
     "DUP": _Machine.duplicate,
     "GLOBAL": _Machine.named,
     "STACK_GLOBAL": _Machine.named_on_stack,
@@ -242,7 +245,8 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
             for _ in range(3):
                 value = _Machine().run(stream)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"{path} is damaged, or no pickle: {error}") from error
+        # What is wrong may quote the file at any length.
+        raise CheckpointError(f"{path} is damaged, or no pickle: {str(error)[:200]}") from error
     return value
 
 
