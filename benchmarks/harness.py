@@ -112,6 +112,34 @@ _XMOD_SMALL = {
     "num_attention_heads": 4,
     "intermediate_size": 128,
 }
+# No dropout, as above.
+_TRANSFO_XL = {
+    "vocab_size": 267735,
+    "cutoffs": [20000, 40000, 200000],
+    "d_model": 1024,
+    "d_embed": 1024,
+    "n_head": 16,
+    "d_head": 64,
+    "d_inner": 4096,
+    "div_val": 4,
+    "n_layer": 18,
+    "mem_len": 1600,
+    "clamp_len": 1000,
+    "same_length": True,
+    "dropout": 0.0,
+}
+_TRANSFO_XL_SMALL = {
+    **_TRANSFO_XL,
+    "vocab_size": 1000,
+    "cutoffs": [200, 400],
+    "d_model": 64,
+    "d_embed": 64,
+    "n_head": 4,
+    "d_head": 16,
+    "d_inner": 128,
+    "n_layer": 2,
+    "mem_len": 100,
+}
 
 MODELS = {
     "xglm-564m": Model(
@@ -131,6 +159,19 @@ MODELS = {
         suffix="_xlm",
         warm_ups=0,
         repeats=2,
+    ),
+    # Its calls with a whole memory take seconds at the peer.
+    "transfo-xl-wt103": Model(
+        "transfo-xl",
+        "TransfoXLLMHeadModel",
+        ("decode", "segment", "train_segment"),
+        ("pt",),
+        {
+            "full": Shape(_TRANSFO_XL, length=128, prompt=16, new_tokens=16),
+            "small": Shape(_TRANSFO_XL_SMALL, length=32, prompt=4, new_tokens=8),
+        },
+        suffix="_transfo_xl",
+        repeats=3,
     ),
     "xmod-base": Model(
         "xmod",
@@ -380,6 +421,56 @@ def projected_norm(hidden: np.ndarray) -> float:
     """The norm along a random direction; the norms themselves are fixed by the last layer norm."""
     direction = np.random.default_rng(1).standard_normal(hidden.shape[-1])
     return float(np.linalg.norm(hidden @ direction))
+
+
+class MemoryWorker:
+    """The tasks of a model with memories, in terms of a few hooks that a backend fills in."""
+
+    def __init__(self, arguments: Arguments):
+        self.arguments = arguments
+
+    def decode_work(self, ids: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:
+        """Work that decodes greedily behind a whole memory; returns all ids."""
+        raise NotImplementedError
+
+    def segment_work(self, ids: np.ndarray) -> Callable[[], float]:
+        """Work that returns the loss of ``ids`` (1, length) behind the calls before."""
+        raise NotImplementedError
+
+    def train_segment_work(self, ids: np.ndarray) -> Callable[[], float]:
+        """Work that does forward, backward and a step of plain SGD; returns the loss."""
+        raise NotImplementedError
+
+    def decode(self) -> None:
+        """Greedy decoding of one sequence."""
+        shape = self.arguments.shape
+        work = self.decode_work(self.arguments.ids(1, shape.prompt), shape.new_tokens)
+        found: list[np.ndarray] = []
+        emit_steady(
+            self.arguments,
+            "decode",
+            lambda: found.append(work()),
+            1e3 / shape.new_tokens,
+            "ms/token",
+        )
+        if found[0].shape != (1, shape.prompt + shape.new_tokens):
+            raise RuntimeError(f"decoding returned shape {found[0].shape}")
+        emit_check([1.0 + float(token) for token in found[0][0]])
+
+    def segment(self) -> None:
+        """Evaluation of one segment."""
+        work, losses = self.segment_work(self.arguments.ids(1, self.arguments.shape.length)), []
+        emit_steady(self.arguments, "segment", lambda: losses.append(work()), 1.0, "s")
+        emit_check(losses[:2])
+
+    def train_segment(self) -> None:
+        """One training step on one segment."""
+        ids = self.arguments.ids(1, self.arguments.shape.length)
+        work, losses = self.train_segment_work(ids), []
+        emit_steady(self.arguments, "train_segment", lambda: losses.append(work()), 1.0, "s")
+        if not np.isfinite(losses).all() or losses[-1] >= losses[0]:
+            raise RuntimeError(f"the loss does not fall: {losses}")
+        emit_check(losses[:2])
 
 
 class MaskedWorker:

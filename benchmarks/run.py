@@ -37,6 +37,9 @@ METRICS = {
     "one": "Encoding of {rows} x {length} tokens, one language",
     "two": "Encoding of {rows} x {length} tokens, two languages alternating",
     "sixteen": "Encoding of {rows} x {length} tokens, sixteen languages",
+    "decode": "Greedy decoding behind the whole memory, batch 1",
+    "segment": "Loss of a segment of {length} tokens",
+    "train_segment": "Training step on a segment of {length} tokens, SGD",
     "prefill_first_call": "Prefill: first call, compiling included",
     "decode1_first_call": "Decoding, batch 1: first call, compiling included",
     "decode8_first_call": "Decoding, batch 8: first call, compiling included",
@@ -45,6 +48,9 @@ METRICS = {
     "one_first_call": "One language: first call, compiling included",
     "two_first_call": "Two languages: first call, compiling included",
     "sixteen_first_call": "Sixteen languages: first call, compiling included",
+    "decode_first_call": "Decoding: first call, compiling included",
+    "segment_first_call": "Segment: first call, compiling included",
+    "train_segment_first_call": "Training step: first call, compiling included",
     "mlm_first_call": "Masked-LM training step: first call, compiling included",
 }
 TOLERANCE = 1e-4  # relative, of what all sides have to agree on

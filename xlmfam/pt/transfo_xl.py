@@ -178,10 +178,10 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         """
 
         def step(ids, targets, mems):
-            tensors = (
-                torch.as_tensor(array, device=self.device).long() for array in (ids, targets)
-            )
-            losses, mems = self.token_losses(*tensors, mems)
+            ids, targets = (torch.as_tensor(a, device=self.device).long() for a in (ids, targets))
+            if mems is None and self.transformer.mem_len:
+                mems = self.init_cache(len(ids), segment_length)
+            losses, mems = self.token_losses(ids, targets, mems)
             return float(losses.double().sum()), mems
 
         before = self.transformer.mem_len, self.config.clamp_len, self.training
