@@ -16,11 +16,21 @@ from typing import NoReturn
 from xlmfam import __version__
 from xlmfam.cli.options import note, quiet_frameworks
 
-COMMANDS = ("convert", "verify", "inspect", "languages", "generate", "fill", "translate", "demo")
+COMMANDS = (
+    "convert",
+    "verify",
+    "inspect",
+    "languages",
+    "generate",
+    "fill",
+    "translate",
+    "evaluate",
+    "demo",
+)
 
 DESCRIPTION = """\
-Work with checkpoints of XGLM, XLM and X-MOD (and, soon, Transformer-XL) in PyTorch, TensorFlow
-and Flax: move them between frameworks, prove that nothing was lost, look into them, run them."""
+Work with checkpoints of XGLM, XLM, X-MOD and Transformer-XL in PyTorch, TensorFlow and Flax: move
+them between frameworks, prove that nothing was lost, look into them, run them."""
 
 EXAMPLES = """\
 examples:
@@ -32,6 +42,7 @@ examples:
   xlmfam generate facebook/xglm-564M "Hello, my name is" --backend flax
   xlmfam fill FacebookAI/xlm-mlm-ende-1024 "Berlin is the <mask> of Germany." --lang en
   xlmfam translate my-xlm-mt "Der Hund schläft." --from de --to en
+  xlmfam evaluate my-transfo-xl test.txt --memory-length 640
 
 `xlmfam COMMAND --help` says more about each."""
 
