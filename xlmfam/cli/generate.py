@@ -92,9 +92,19 @@ def _inputs(tokenizer: Any, prompts: list[str], langs: str | list[str] | None) -
     rows = tokenizer(prompts, **call)["input_ids"]
     # An end behind the prompt, which most tokenizers put, would be the end of the text.
     rows = [row[: len(row) - end] for row in rows]
-    side = {"padding": len(rows) > 1, "padding_side": "left"}
-    encoded = tokenizer.pad({"input_ids": rows}, **side, return_tensors="np")
-    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+    return _padded(rows, tokenizer.pad_token_id or 0)
+
+
+def _padded(rows: list[list[int]], pad: int) -> dict[str, Any]:
+    """Rows of ids with padding on the left, and their mask: it tells, so any id will do as one."""
+    import numpy as np
+
+    width = max(len(row) for row in rows)
+    missing = [width - len(row) for row in rows]
+    return {
+        "input_ids": np.array([[pad] * n + row for n, row in zip(missing, rows, strict=True)]),
+        "attention_mask": np.array([[0] * n + [1] * (width - n) for n in missing]),
+    }
 
 
 def _tokens_behind(tokenizer: Any) -> int:
