@@ -11,9 +11,15 @@ move their ``labels`` by one themselves, and so take ``labels=data``.
         output = model(torch.from_numpy(data), labels=torch.from_numpy(data), mems=mems)
         mems = output.mems
 
-Every ``for`` begins anew. For ``fit`` of Keras:
+Every ``for`` begins anew. ``fit`` of Keras takes a generator that never ends:
 
-    model.fit((data, data) for data, _, _ in corpus.get_iterator("train", 4, 128))
+    def batches(iterator):
+        while True:
+            for data, _, _ in iterator:
+                yield data, data
+
+    iterator = corpus.get_iterator("train", 4, 128)
+    model.fit(batches(iterator), steps_per_epoch=len(iterator), epochs=3)
 
 Where it departs from transformers 4.37.2, on purpose:
 

@@ -123,6 +123,10 @@ def _checked(words: Any, path: Path) -> list[str]:
         raise CheckpointError(f"{path} holds no vocabulary: a list of words, or ids by word")
     if len(set(words)) < len(words):
         raise CheckpointError(f"{path} has {len(words) - len(set(words))} words more than once")
+    try:
+        "".join(words).encode("utf-8")
+    except UnicodeEncodeError as error:  # halves of characters, which no file could hold
+        raise CheckpointError(f"{path} has words that are no text") from error
     return words
 
 
