@@ -186,11 +186,17 @@ def test_strings_to_keep_are_no_expressions():
     tokenizer = make(never_split=["a.c", "(("])
     assert tokenizer.tokenize("a.c, axc-d ((") == ["a.c", ",", "axc", "@-@", "d", "(("]
     assert tokenizer.tokenize("A.C-x") == ["A.C", "@-@", "x"]
+    # The longer one is not torn for the sake of the shorter one.
+    assert make(never_split=["a-b", "a-b-c"]).tokenize("a-b a-b-c") == ["a-b", "a-b-c"]
 
 
 def test_ends_of_a_text():
     assert CASED.encode("the mill", add_eos=True) == [1, 22, 0]
     assert CASED(["the <unk> mill", ""], add_eos=True)["input_ids"] == [[1, 50, 22, 0], [0]]
+    # Words of a list are parts of one text, and the texts of a pair are two.
+    words = {"is_split_into_words": True, "add_eos": True}
+    assert CASED(["the", "mill,"], **words)["input_ids"] == [1, 22, 3, 0]
+    assert CASED("the", "mill", add_eos=True)["input_ids"] == [1, 0, 22, 0]
     tokens = ["<S>", "the", "<unk>", "mill", "<S>"]
     assert CASED.tokenize("the <unk> mill", add_double_eos=True) == tokens
     tokenizer = make(eos_token="</s>")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from xlmfam.common.errors import CheckpointError, XlmfamError
-from xlmfam.common.logging import get_logger
+from xlmfam.common.logging import get_logger, progress
 
 from .added_tokens import AddedVocabulary
 from .files import Locator, prepare_folder, write_json
@@ -59,7 +59,6 @@ VOCAB_FILES_NAMES = {
 SENTENCE_END = "<S>"
 # What stands for unknown words in the original's vocabularies, where unk_token is not in one.
 _OTHER_UNKNOWN = ("<unk>", "<UNK>")
-_LINES_PER_MESSAGE = 500_000
 
 
 class TransfoXLTokenizer(PreTrainedTokenizer):
@@ -278,9 +277,9 @@ class TransfoXLTokenizer(PreTrainedTokenizer):
 
         Args:
             sents: Lists of words.
-            verbose: Log how far it is.
+            verbose: Show how far it is, on a terminal.
         """
-        for words in _with_messages(sents, verbose):
+        for words in _shown(sents, verbose):
             self.vocabulary.counts.update(words)
 
     def count_file(
@@ -290,7 +289,7 @@ class TransfoXLTokenizer(PreTrainedTokenizer):
 
         Args:
             path: The file.
-            verbose: Log how far it is.
+            verbose: Show how far it is, on a terminal.
             add_eos: Count ``eos_token`` at the end of each line.
 
         Returns:
@@ -355,25 +354,38 @@ class TransfoXLTokenizer(PreTrainedTokenizer):
             tokens = text.split(self.delimiter)
         else:
             tokens = self.moses_pipeline(text)
-        return self._with_ends(tokens, add_eos, add_double_eos)
+        before, after = self._ends(add_eos, add_double_eos)
+        return [*before, *tokens, *after]
 
-    def _with_ends(self, tokens: list[str], add_eos: bool, add_double_eos: bool) -> list[str]:
+    def _ends(self, add_eos: bool, add_double_eos: bool) -> tuple[list[str], list[str]]:
+        """Return the tokens that stand before and behind a text."""
         if add_double_eos:
-            return [SENTENCE_END, *tokens, SENTENCE_END]
-        if add_eos and self.eos_token is None:
+            return [SENTENCE_END], [SENTENCE_END]
+        if not add_eos:
+            return [], []
+        if self.eos_token is None:
             raise XlmfamError("add_eos is True, and eos_token is None; it may be set to a token")
-        return [*tokens, self.eos_token] if add_eos and self.eos_token else tokens
+        return [], [self.eos_token]
+
+    def _take_ends(self, kwargs: dict[str, Any]) -> tuple[list[str], list[str], dict[str, Any]]:
+        """Return the ends, which are those of a whole text, and the other arguments of its parts.
+
+        Special tokens part a text, and so does a caller who gives its words.
+        """
+        given = [bool(kwargs.get(name)) for name in self.call_options]
+        inner = {name: value for name, value in kwargs.items() if name not in self.call_options}
+        return *self._ends(*given), inner
 
     def _tokens(self, text: str, kwargs: dict[str, Any]) -> list[str]:
-        # The ends are those of the whole text, which special tokens part.
-        ends = [bool(kwargs.get(name)) for name in self.call_options]
-        inner = {name: value for name, value in kwargs.items() if name not in self.call_options}
-        return self._with_ends(super()._tokens(text, inner), *ends)
+        before, after, inner = self._take_ends(kwargs)
+        return [*before, *super()._tokens(text, inner), *after]
 
     def _ids_of(self, text: Any, options: CallOptions, kwargs: dict[str, Any]) -> list[int]:
-        if not isinstance(text, str):
-            return super()._ids_of(text, options, kwargs)
-        return self._numbers(self._tokens(text, kwargs))
+        if isinstance(text, str):
+            return self._numbers(self._tokens(text, kwargs))
+        before, after, inner = self._take_ends(kwargs)
+        ids = super()._ids_of(text, options, inner)
+        return [*self._numbers(before), *ids, *self._numbers(after)]
 
     def _numbers(self, tokens: Sequence[str]) -> list[int]:
         """Return the ids of tokens: `convert_tokens_to_ids` without a call for each."""
@@ -404,14 +416,14 @@ class TransfoXLTokenizer(PreTrainedTokenizer):
 
         Args:
             path: The file.
-            verbose: Log how far it is.
+            verbose: Show how far it is, on a terminal.
             add_eos: Put ``eos_token`` behind each line.
             add_double_eos: Put ``<S>`` at both ends of each line.
         """
         kwargs = {"add_eos": add_eos, "add_double_eos": add_double_eos}
         try:
             with open(path, encoding="utf-8") as lines:
-                for line in _with_messages(lines, verbose):
+                for line in _shown(lines, verbose):
                     yield self._tokens(line, kwargs)
         except (OSError, UnicodeDecodeError) as error:
             raise XlmfamError(f"{path} cannot be read as text: {error}") from error
@@ -429,7 +441,7 @@ class TransfoXLTokenizer(PreTrainedTokenizer):
         Args:
             path: The file.
             ordered: Return one array of the whole text, not one for each line.
-            verbose: Log how far it is.
+            verbose: Show how far it is, on a terminal.
             add_eos: Put ``eos_token`` behind each line.
             add_double_eos: Put ``<S>`` at both ends of each line.
 
@@ -448,7 +460,7 @@ class TransfoXLTokenizer(PreTrainedTokenizer):
         Args:
             sents: Lists of tokens.
             ordered: Return one array of all, not one for each.
-            verbose: Log how far it is.
+            verbose: Show how far it is, on a terminal.
 
         Returns:
             As `encode_file`.
@@ -456,9 +468,9 @@ class TransfoXLTokenizer(PreTrainedTokenizer):
         import numpy as np
 
         if not ordered:
-            return [self.convert_to_tensor(words) for words in _with_messages(sents, verbose)]
+            return [self.convert_to_tensor(words) for words in _shown(sents, verbose)]
         ids = array("q")  # 8 bytes for each token of a long text
-        for words in _with_messages(sents, verbose):
+        for words in _shown(sents, verbose):
             ids.extend(self._numbers(words))
         return np.frombuffer(ids, np.int64) if ids else np.zeros(0, np.int64)
 
@@ -469,8 +481,5 @@ class TransfoXLTokenizer(PreTrainedTokenizer):
         return np.array(self._numbers(symbols), np.int64)
 
 
-def _with_messages(items: Iterable[Any], verbose: bool) -> Iterator[Any]:
-    for number, item in enumerate(items):
-        if verbose and number and number % _LINES_PER_MESSAGE == 0:
-            logger.warning("%d lines done", number)
-        yield item
+def _shown(items: Iterable[Any], verbose: bool) -> Iterator[Any]:
+    return progress(items, "lines", enabled=None if verbose else False)
