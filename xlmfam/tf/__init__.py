@@ -27,6 +27,11 @@ if keras.backend.backend() != "tensorflow":
 
 # Every class has transformers' prefixed name too.
 _MODELS = {
+    "AdaptiveEmbedding": "xlmfam.tf.transfo_xl",
+    "TransfoXLForSequenceClassification": "xlmfam.tf.transfo_xl",
+    "TransfoXLLMHeadModel": "xlmfam.tf.transfo_xl",
+    "TransfoXLModel": "xlmfam.tf.transfo_xl",
+    "TransfoXLPreTrainedModel": "xlmfam.tf.transfo_xl",
     "XGLMForCausalLM": "xlmfam.tf.xglm",
     "XGLMModel": "xlmfam.tf.xglm",
     "XGLMPreTrainedModel": "xlmfam.tf.xglm",
@@ -73,6 +78,7 @@ _EXPORTS = {
     "TFAutoModelForSequenceClassification": "xlmfam.tf.auto",
     "TFAutoModelForTokenClassification": "xlmfam.tf.auto",
     "TFPreTrainedModel": "xlmfam.tf.base",
+    "TransfoXLConfig": "xlmfam.common.configs",
     "XGLMConfig": "xlmfam.common.configs",
     "XLMConfig": "xlmfam.common.configs",
     "XmodConfig": "xlmfam.common.configs",

@@ -34,6 +34,7 @@ MODEL_ARGUMENTS = (
     "cross_attn_head_mask",
 )
 PER_ROW_ARGUMENTS = (
+    "mems",
     "encoder_hidden_states",
     "encoder_attention_mask",
     "langs",
@@ -116,7 +117,7 @@ class Generator:
         cache: KeyValueCache | tuple[()] = ()
         if plan.use_cache:
             logits, past = self.model.next_logits(ids, mask, None, self._extra(prompt))
-            cache = cache_from_past(past, width, times)
+            cache = self.model.cache_after_prompt(past, width, times)
         else:
             logits = self.model.logits_after(ids, length, mask, self._extra(prompt))
         extra = {
@@ -243,6 +244,8 @@ class GenerationMixin:
             large = self.num_parameters() >= XLA_PAYS  # type: ignore[attr-defined]
             jit_compile = large and not logits_processor
         extra = self.prepare_generation(plan, ids, mask, extra)
+        if plan.takes_the_best and not logits_processor and not stops:
+            extra = self.prepare_greedy(extra)
         fixed = {name: extra.pop(name) for name in list(extra) if not tf.is_tensor(extra[name])}
         generator = self._generator(plan, tuple(logits_processor), jit_compile, fixed)
         output = run(generator, plan, ids, mask, extra, stops, seed_tensor(options.seed))
@@ -272,6 +275,10 @@ class GenerationMixin:
         """
         return {name: tf.convert_to_tensor(value) for name, value in extra.items()}
 
+    def prepare_greedy(self, extra: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments where nobody looks but at the best score; models may extend this."""
+        return extra
+
     def next_logits(
         self, ids: Tensor, mask: Tensor, cache: KeyValueCache | None, extra: dict[str, Tensor]
     ) -> tuple[Tensor, Any]:
@@ -295,6 +302,16 @@ class GenerationMixin:
             **extra,
         )
         return tf.cast(output.logits[:, -1], tf.float32), output.past_key_values
+
+    def cache_after_prompt(self, past: Any, width: int, times: int) -> Any:
+        """Return the cache of R rows for the loop; it has ``reorder`` for beams.
+
+        Args:
+            past: What ``next_logits`` returned for the prompts.
+            width: Columns of prompts and new tokens together.
+            times: Continuations per prompt.
+        """
+        return cache_from_past(past, width, times)
 
     def logits_after(
         self, ids: Tensor, length: Tensor, mask: Tensor, extra: dict[str, Tensor]
