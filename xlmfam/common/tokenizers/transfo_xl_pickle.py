@@ -236,7 +236,7 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     """
     try:
         content = _content(Path(path))
-    except (OSError, zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     stream = io.BytesIO(content)
     try:
