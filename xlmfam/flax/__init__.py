@@ -15,6 +15,7 @@ for _package in ("jax", "flax"):
         raise MissingPackageError(_package, "xlmfam.flax", install) from error
 
 _EXPORTS = {
+    "AdaptiveEmbedding": "xlmfam.flax.transfo_xl_modules",
     "AutoConfig": "xlmfam.common.configs",
     "AutoModel": "xlmfam.flax.auto",
     "AutoModelForCausalLM": "xlmfam.flax.auto",
@@ -29,6 +30,11 @@ _EXPORTS = {
     "GenerationConfig": "xlmfam.common.generation",
     "KeyValueCache": "xlmfam.flax.cache",
     "PreTrainedModel": "xlmfam.flax.base",
+    "TransfoXLConfig": "xlmfam.common.configs",
+    "TransfoXLForSequenceClassification": "xlmfam.flax.transfo_xl",
+    "TransfoXLLMHeadModel": "xlmfam.flax.transfo_xl",
+    "TransfoXLModel": "xlmfam.flax.transfo_xl_transformer",
+    "TransfoXLPreTrainedModel": "xlmfam.flax.transfo_xl_transformer",
     "XGLMConfig": "xlmfam.common.configs",
     "XGLMForCausalLM": "xlmfam.flax.xglm",
     "XGLMModel": "xlmfam.flax.xglm",

@@ -36,7 +36,13 @@ MODEL_ARGUMENTS = (
     "head_mask",
     "cross_attn_head_mask",
 )
-PER_ROW_ARGUMENTS = ("encoder_hidden_states", "encoder_attention_mask", "langs", "lang_ids")
+PER_ROW_ARGUMENTS = (
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "langs",
+    "lang_ids",
+    "memories",
+)
 PER_TOKEN_ARGUMENTS = ("langs", "lang_ids")
 SMALL_BUCKETS = (16, 32)
 BUCKET = 64
@@ -79,6 +85,7 @@ class GenerationMixin:
     generation_arguments: tuple[str, ...] = MODEL_ARGUMENTS
     generates_with_cache: bool = True
     read: Reader = staticmethod(read_text)
+    read_best: Reader | None = None  # where nobody looks but at the best score
 
     def generate(
         self,
@@ -139,10 +146,13 @@ class GenerationMixin:
             raise XlmfamError("stop_strings needs the text, which is not there inside jax.jit")
         inputs_, lengths, size = lay_out(plan, prompt, mask, extra, bucketed=not traced)
         processors = tuple(logits_processor)
-        search = Search(self.module, self.read, without_lengths(plan), size, processors)
+        read = self.read
+        if self.read_best is not None and plan.takes_the_best and not processors:
+            read = self.read_best
+        search = Search(self.module, read, without_lengths(plan), size, processors)
         times = plan.num_beams if plan.num_beams > 1 else plan.num_return_sequences
         use_cache = plan.use_cache and self.generates_with_cache
-        logits, cache = prefill(self.module, self.read, times, size, use_cache, values, inputs_)
+        logits, cache = prefill(self.module, read, times, size, use_cache, values, inputs_)
         state = start(search, inputs_.ids, lengths, logits, prng_key)._replace(cache=cache)
         if stop is None:
             state = run(search, values, inputs_, lengths, state, lengths.end)
@@ -344,9 +354,10 @@ def prefill(
     given = read(module.config, inputs.ids, inputs.mask, columns - 1, False, inputs.extra)
     output = module.apply({"params": params}, use_cache=use_cache, **given)
     logits = jnp.repeat(output.logits[:, -1].astype(jnp.float32), times, 0)
-    if not use_cache:
-        return logits, None
-    return logits, KeyValueCache.from_tuple(output.past_key_values, size).repeat(times, batch)
+    cache = output.past_key_values if use_cache else None
+    if isinstance(cache, tuple):
+        cache = KeyValueCache.from_tuple(cache, size)
+    return logits, None if cache is None else cache.repeat(times, batch)
 
 
 @partial(jax.jit, static_argnums=0)

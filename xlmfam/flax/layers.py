@@ -1,4 +1,4 @@
-"""Small pieces that several families share: activations, sinusoidal positions.
+"""Small pieces that several families share: activations, sinusoidal positions, numbered modules.
 
 Shapes: B batch, S sequence, D width.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import Array
 
 from xlmfam.common.positions import halves_frequencies
@@ -47,6 +48,27 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
+
+
+class Numbered(nn.Module):
+    """Modules whose names are numbers.
+
+    Attributes:
+        make: Makes the module of a number.
+        count: How many there are.
+    """
+
+    make: Callable[[int], nn.Module]
+    count: int
+
+    def setup(self) -> None:
+        """Build them."""
+        for index in range(self.count):
+            setattr(self, str(index), self.make(index))
+
+    def __getitem__(self, index: int) -> Any:
+        """Return one of them."""
+        return getattr(self, str(index))
 
 
 def hold_padding(vectors: Array, token_ids: Array, padding_idx: int | None) -> Array:

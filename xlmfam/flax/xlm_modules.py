@@ -18,7 +18,7 @@ from jax import Array
 from xlmfam.common.configs import XLMConfig
 from xlmfam.flax.attention import attend, merge_heads, split_heads
 from xlmfam.flax.cache import LayerCache
-from xlmfam.flax.layers import ACTIVATION_FUNCTIONS
+from xlmfam.flax.layers import ACTIVATION_FUNCTIONS, Numbered
 
 
 def dense(config: XLMConfig, width: int, dtype: Any, **kwargs: Any) -> nn.Dense:
@@ -30,27 +30,6 @@ def dense(config: XLMConfig, width: int, dtype: Any, **kwargs: Any) -> nn.Dense:
 def norm(config: XLMConfig, dtype: Any) -> nn.LayerNorm:
     """Return a layer norm."""
     return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False)
-
-
-class Numbered(nn.Module):
-    """Modules whose names are numbers.
-
-    Attributes:
-        make: Makes the module of a number.
-        count: How many there are.
-    """
-
-    make: Callable[[int], nn.Module]
-    count: int
-
-    def setup(self) -> None:
-        """Build them."""
-        for index in range(self.count):
-            setattr(self, str(index), self.make(index))
-
-    def __getitem__(self, index: int) -> Any:
-        """Return one of them."""
-        return getattr(self, str(index))
 
 
 class XLMAttention(nn.Module):

@@ -24,10 +24,10 @@ from xlmfam.common.parameters import partition
 from xlmfam.flax.attention import causal_mask, padding_mask
 from xlmfam.flax.base import Params, PreTrainedModel
 from xlmfam.flax.cache import KeyValueCache, LayerCache, past_length
-from xlmfam.flax.layers import hold_padding, text_positions
+from xlmfam.flax.layers import Numbered, hold_padding, text_positions
 from xlmfam.flax.outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 from xlmfam.flax.xlm_inputs import Prepared, prepare
-from xlmfam.flax.xlm_modules import Numbered, XLMAttention, XLMFeedForward, norm
+from xlmfam.flax.xlm_modules import XLMAttention, XLMFeedForward, norm
 
 Past = KeyValueCache | tuple[tuple[Array, ...], ...]
 
