@@ -853,7 +853,7 @@ TRANSFO_XL = Family(
             variants=("divided",),
         ),
     ),
-    zero_gradient=lambda name: False,  # noqa: ARG005
+    zero_gradient=lambda name: False,
 )
 
 FAMILIES = {family.name: family for family in (XGLM, XLM, XMOD, TRANSFO_XL)}

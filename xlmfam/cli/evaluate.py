@@ -11,7 +11,8 @@ import xlmfam.cli.options as options
 DESCRIPTION = """\
 Measure how well a language model with memories (Transformer-XL) predicts a text: perplexity, and
 bits per token and character. The text is read in segments that hand on their memories, as the
-paper does. TEXT is a file of plain text, for the tokenizer in SRC, or token ids in a NumPy file (.npy)."""
+paper does. TEXT is a file of plain text, for the tokenizer in SRC, or token ids
+in a NumPy file (.npy)."""
 
 EXAMPLES = """\
   xlmfam evaluate my-transfo-xl test.txt

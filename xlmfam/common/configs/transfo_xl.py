@@ -31,8 +31,8 @@ class TransfoXLConfig(PretrainedConfig):
         mem_len: Hidden states of how many earlier tokens are kept.
         clamp_len: Distances beyond this count as this; none where it is not positive.
         same_length: Every token sees equally many tokens before it.
-        proj_share_all_but_first: With ``tie_projs``: the tail clusters share the projections of
-            the embedding and the softmax, the head does not.
+        proj_share_all_but_first: The embedding and the softmax share the projections of the tail
+            clusters, and not the head's. Short for ``tie_projs``, which has a value for each.
         attn_type: Kind of attention; only 0, the paper's, is supported.
         sample_softmax: Number of samples of a sampled softmax; not supported when positive.
         adaptive: Embedding and softmax go by clusters; they do whatever this says.
@@ -102,7 +102,6 @@ class TransfoXLConfig(PretrainedConfig):
         self.mem_len = mem_len
         self.clamp_len = clamp_len
         self.same_length = same_length
-        self.proj_share_all_but_first = proj_share_all_but_first
         self.attn_type = attn_type
         self.sample_softmax = sample_softmax
         self.adaptive = adaptive
@@ -117,6 +116,16 @@ class TransfoXLConfig(PretrainedConfig):
         shares = [proj_share_all_but_first] * len(self.cutoffs)
         self.tie_projs = list(kwargs.pop("tie_projs", None) or [False, *shares])
         super().__init__(eos_token_id=eos_token_id, **kwargs)
+
+    @property
+    def proj_share_all_but_first(self) -> bool:
+        """Whether all tail clusters share their projections; files hold ``tie_projs``."""
+        return all(self.tie_projs[1:])
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Texts may have any length."""
+        return -1
 
     @property
     def cluster_ends(self) -> list[int]:
