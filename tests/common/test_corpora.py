@@ -249,6 +249,12 @@ def test_with_a_vocabulary_of_another_text(tmp_path):
     corpus.build_corpus(tmp_path, "wt103")
     assert corpus.train.tolist() == [1, 50, 0]
     assert corpus.vocab is vocab
+    counted = TransfoXLTokenizer(special=["<eos>", "<unk>"])
+    counted.count_sents([["the"]])
+    counted.build_vocab()
+    corpus = TransfoXLCorpus(vocab=counted)
+    corpus.build_corpus(tmp_path, "wt103")
+    assert (corpus.train.tolist(), counted.vocab_size) == ([2, 1, 0], 3)
     with pytest.raises(XlmfamError, match="vocab is given"):
         TransfoXLCorpus(special=["a"], vocab=vocab)
 
