@@ -187,6 +187,7 @@ class GenerationMixin:
     config: Any
     generation_config: GenerationConfig
     generation_arguments: tuple[str, ...] = MODEL_ARGUMENTS
+    xla_pays: float = XLA_PAYS
 
     def generate(
         self,
@@ -241,7 +242,7 @@ class GenerationMixin:
         if options.stop_strings:
             stops.append(StopStrings(options.stop_strings, tokenizer, ids.shape[1]))
         if jit_compile is None:
-            large = self.num_parameters() >= XLA_PAYS  # type: ignore[attr-defined]
+            large = self.num_parameters() >= self.xla_pays  # type: ignore[attr-defined]
             jit_compile = large and not logits_processor
         extra = self.prepare_generation(plan, ids, mask, extra)
         if plan.takes_the_best and not logits_processor and not stops:

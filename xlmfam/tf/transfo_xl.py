@@ -5,6 +5,7 @@ Shapes: B batch, S sequence, M memory, H heads, D width, L layers, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -122,6 +123,7 @@ class TransfoXLLMHeadModel(LabelledLogitsMixin, GenerationMixin, TransfoXLPreTra
     table_class = "TransfoXLLMHeadModel"
     generation_arguments = ("mems", "head_mask")
     shifts_labels = True
+    xla_pays = math.inf  # its products of one row take twice the time of TensorFlow's own
 
     def __init__(self, config: TransfoXLConfig, dtype: Any = None, **kwargs: Any):
         super().__init__(config, dtype, **kwargs)
