@@ -15,7 +15,7 @@ for _package in ("jax", "flax"):
         raise MissingPackageError(_package, "xlmfam.flax", install) from error
 
 _EXPORTS = {
-    "AdaptiveEmbedding": "xlmfam.flax.transfo_xl_modules",
+    "AdaptiveEmbedding": "xlmfam.flax.transfo_xl_clusters",
     "AutoConfig": "xlmfam.common.configs",
     "AutoModel": "xlmfam.flax.auto",
     "AutoModelForCausalLM": "xlmfam.flax.auto",

@@ -28,8 +28,8 @@ from xlmfam.flax.outputs import (
     TransfoXLLMHeadModelOutput,
     TransfoXLSequenceClassifierOutputWithPast,
 )
+from xlmfam.flax.transfo_xl_clusters import AdaptiveSoftmax, Words, normal
 from xlmfam.flax.transfo_xl_memory import ProjectedMemory
-from xlmfam.flax.transfo_xl_modules import AdaptiveSoftmax, normal
 from xlmfam.flax.transfo_xl_transformer import (
     Mems,
     TransfoXLModel,
@@ -101,18 +101,28 @@ class TransfoXLLMHeadModule(nn.Module):
             loss=loss,
         )
 
-    def _score(self, hidden: Array, logits_at: Any, only_the_best: bool = False) -> Array:
+    def words(self) -> Words:
+        """Return tables and projections of the embedding."""
+        return self.transformer.word_emb.words()
+
+    def _score(
+        self,
+        hidden: Array,
+        logits_at: Any,
+        words: Words | None = None,
+        only_the_best: bool = False,
+    ) -> Array:
         """Return log-probabilities (B, S or 1, V) of states (B, S, D)."""
         if logits_at is not None:
             hidden = lax.dynamic_slice_in_dim(hidden, logits_at, 1, 1)
         score = self.crit.greedy_scores if only_the_best else self.crit.log_prob
-        scores = score(hidden.reshape(-1, hidden.shape[-1]), self.transformer.word_emb.words())
+        scores = score(hidden.reshape(-1, hidden.shape[-1]), words or self.words())
         return scores.reshape(*hidden.shape[:2], -1)
 
     def _losses(self, hidden: Array, targets: Any) -> Array:
         """Return losses (B, S) of targets (B, S) under states (B, S, D)."""
-        words = self.transformer.word_emb.words()
-        losses = self.crit.losses(hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), words)
+        states = hidden.reshape(-1, hidden.shape[-1])
+        losses = self.crit.losses(states, targets.reshape(-1), self.words())
         return losses.reshape(targets.shape)
 
     def token_losses(
@@ -133,6 +143,7 @@ class TransfoXLLMHeadModule(nn.Module):
         logits_at: Any = None,
         memories: Sequence[Array] | None = None,
         head_mask: Array | None = None,
+        tables: tuple[Array, ...] | None = None,
         past_key_values: ProjectedMemory | None = None,
         use_cache: bool = False,
         only_the_best: bool = False,
@@ -145,6 +156,7 @@ class TransfoXLLMHeadModule(nn.Module):
             logits_at: The position before it.
             memories: (B, M, D) for each layer.
             head_mask: (L, H) or (H,).
+            tables: The embedding's, cut by clusters.
             past_key_values: What the last step returned.
             use_cache: Return projections.
             only_the_best: Nobody looks at scores but the best.
@@ -155,9 +167,10 @@ class TransfoXLLMHeadModule(nn.Module):
         output = self.transformer(
             input_ids, mems, head_mask, attention_mask=attention_mask, projects=use_cache
         )
+        words = self.words() if tables is None else self.words()._replace(tables=tables)
         keeps = use_cache or past_key_values is not None
         return CausalLMOutputWithCrossAttentions(
-            logits=self._score(output.last_hidden_state, logits_at, only_the_best),
+            logits=self._score(output.last_hidden_state, logits_at, words, only_the_best),
             past_key_values=output.mems if keeps else None,
         )
 
@@ -314,7 +327,9 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         check_shape("targets", targets, tuple(input_ids.shape))
         self.check_ids("targets", targets * (targets != IGNORED))
         values = {"params": self.params if params is None else params}
-        return self.module.apply(values, input_ids, targets, mems, mask, method="token_losses")
+        given = (input_ids, targets, mems, mask)
+        losses_and_mems: Any = self.module.apply(values, *given, method="token_losses")
+        return losses_and_mems
 
     def evaluate_perplexity(
         self,
@@ -389,6 +404,15 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         if plan.use_cache and self.generates_with_cache:
             mems = [memory[max(len(memory) - self.mem_len, 0) :] for memory in mems]
         return {**arrays, "memories": tuple(memory.swapaxes(0, 1) for memory in mems)}
+
+    def place(self, params: Params, extra: dict[str, Any]) -> tuple[Params, dict[str, Any]]:
+        """Cut a table of all clusters once: every step would copy the rows that it needs."""
+        config = self.config
+        if config.div_val > 1 or not config.cutoffs or not config.tie_word_embeddings:
+            return params, extra
+        words: Any = self.module.apply({"params": params}, method="words")
+        (table,) = words.tables
+        return params, {**extra, "tables": tuple(table[slice(*b)] for b in config.cluster_bounds)}
 
 
 class TransfoXLForSequenceClassificationModule(nn.Module):

@@ -23,9 +23,9 @@ from xlmfam.common.errors import XlmfamError
 from xlmfam.common.parameters import layout_shape, partition
 from xlmfam.flax.base import Params, PreTrainedModel, as_arrays, initialise, is_concrete
 from xlmfam.flax.outputs import TransfoXLModelOutput
+from xlmfam.flax.transfo_xl_clusters import AdaptiveEmbedding
 from xlmfam.flax.transfo_xl_memory import Blank, ProjectedMemory, Projections
 from xlmfam.flax.transfo_xl_modules import (
-    AdaptiveEmbedding,
     AttentionBiases,
     Distances,
     TransfoXLLayer,
@@ -169,10 +169,11 @@ class TransfoXLModule(nn.Module):
             deterministic: Drop nothing.
             projects: Return mems that are projected.
         """
-        if inputs_embeds is None:
-            hidden = self.word_emb(input_ids)
-        else:
+        if inputs_embeds is not None:
             hidden = jnp.asarray(inputs_embeds, self.dtype)
+        else:
+            assert input_ids is not None
+            hidden = self.word_emb(input_ids)
         batch, length, _ = hidden.shape
         memories = self._memories(mems)
         padding = None
@@ -296,8 +297,8 @@ class TransfoXLModule(nn.Module):
         if mems is None:
             # One zero serves for all.
             projections = [
-                (*(jnp.broadcast_to(x, _like(x, batch, slots)) for x in pair), projected)
-                for *pair, projected in projections
+                (_spread(key, batch, slots), _spread(value, batch, slots), projected)
+                for key, value, projected in projections
             ]
         known = jnp.full(batch, length)
         return ProjectedMemory.of(projections, slots, known)
@@ -369,8 +370,9 @@ class TransfoXLModule(nn.Module):
         return jnp.broadcast_to(jnp.asarray(head_mask), shape)
 
 
-def _like(values: Array, batch: int, tokens: int) -> tuple[int, ...]:
-    return batch, values.shape[1], tokens, values.shape[3]
+def _spread(values: Array, batch: int, tokens: int) -> Array:
+    """Return (B, H, M, K) of one token's (1, H, 1, K)."""
+    return jnp.broadcast_to(values, (batch, values.shape[1], tokens, values.shape[3]))
 
 
 class TransfoXLPreTrainedModel(PreTrainedModel):
@@ -426,13 +428,14 @@ class TransfoXLPreTrainedModel(PreTrainedModel):
         """
         if mems is not None:
             self._check_mems(mems, batch_size)
-        return self.module.apply(
+        memory: Any = self.module.apply(
             {"params": self.params if params is None else params},
             batch_size,
             max_length,
             mems,
             method="begin_memory",
         )
+        return memory
 
     # ---- embeddings ---------------------------------------------------------------------
 
