@@ -152,7 +152,7 @@ class LayerMemory(NamedTuple):
         return views[0], views[1]
 
     def project_distances(self, attention: Any, vectors: Tensor) -> Tensor:
-        """Return (H, T + 1, K) of the sinusoids (T + 1, D), projected once for all calls."""
+        """Return (H, N, K) of the sinusoids (N, D), projected once for all calls."""
         known = self.whole.vectors[self.index]
         if known is None or known.shape[1] < len(vectors):
             known = attention.project_distances(vectors).contiguous()

@@ -18,6 +18,7 @@ from xlmfam.common.configs.transfo_xl import TransfoXLConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.pt.attention import Mask, attend, merge_heads, split_heads
 from xlmfam.pt.checks import IGNORED, is_cheap
+from xlmfam.pt.layers import embedding
 from xlmfam.pt.linear import Linear, linear
 from xlmfam.pt.transfo_xl_memory import LayerMemory
 
@@ -54,9 +55,12 @@ class AdaptiveEmbedding(nn.Module):
         self.emb_projs = nn.ParameterList()
         for cluster, rows in enumerate(cluster_sizes(self.ends)):
             width = d_embed // div_val**cluster
-            self.emb_layers.append(nn.Embedding(rows, width))
+            self.emb_layers.append(embedding(rows, width))
             if div_val > 1 or d_embed != d_proj:
                 self.emb_projs.append(torch.empty(d_proj, width))
+        for value in self.parameters():
+            if not value.is_meta:  # a model draws what its table says
+                nn.init.normal_(value, std=0.01)
 
     def resize(self, config: TransfoXLConfig) -> None:
         """Take over where clusters end now; the tables have been replaced."""
@@ -139,15 +143,18 @@ class AdaptiveSoftmax(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return log-probabilities (N, first cluster + C) of states (N, D)."""
-        weight, bias = self._words(0)
+        hidden = self._project(0, hidden)
+        scores = linear(hidden, *self._words(0))
         if self.tails:
-            weight = torch.cat([weight, self.cluster_weight])
-            bias = torch.cat([bias, self.cluster_bias])
-        return self._log_softmax(0, hidden, weight, bias)
+            # Two products: joining the weights would copy those of all frequent words.
+            clusters = linear(hidden, self.cluster_weight, self.cluster_bias)
+            scores = torch.cat([scores, clusters], -1)
+        return scores.log_softmax(-1, dtype=torch.float32)
 
     def tail(self, cluster: int, hidden: Tensor) -> Tensor:
         """Return log-probabilities (N, words) of states (N, D), given that it is this cluster."""
-        return self._log_softmax(cluster, hidden, *self._words(cluster))
+        scores = linear(self._project(cluster, hidden), *self._words(cluster))
+        return scores.log_softmax(-1, dtype=torch.float32)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return log-probabilities (N, V) of states (N, D)."""
@@ -223,17 +230,16 @@ class AdaptiveSoftmax(nn.Module):
         (layer,) = self.out_layers
         return layer.weight[first:end], layer.bias[first:end]
 
-    def _log_softmax(self, cluster: int, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if len(self.out_projs):
-            hidden = linear(hidden, self.out_projs[cluster].t())
-        return linear(hidden, weight, bias).log_softmax(-1, dtype=torch.float32)
+    def _project(self, cluster: int, hidden: Tensor) -> Tensor:
+        return linear(hidden, self.out_projs[cluster].t()) if len(self.out_projs) else hidden
 
 
 class Distances(NamedTuple):
     """What attention needs to know of positions, made once per call.
 
     Attributes:
-        vectors: (T + 1, D) sinusoids of the distances T - 1 to 0, and one more that nobody reads.
+        vectors: (N, D) sinusoids of the distances N - 1 to 0; what is further away counts as the
+            first.
         mask: What each query may see.
         shift: (B, T) places in memory and text that each key is at, where padding on the left
             moves the memory, or ``None``.
@@ -252,12 +258,19 @@ def sinusoids(distances: Tensor, width: int, dtype: torch.dtype) -> Tensor:
 
 
 def by_key(scores: Tensor, keys: int) -> Tensor:
-    """Return (B, H, S, T) scores by key of (B, H, S, T + 1) scores by distance.
+    """Return (B, H, S, T) scores by key of (B, H, S, N) scores by distance.
 
     Query i stands ``S - 1 - i`` distances further on in its row than the last query does in its
-    own. As rows are one longer than there are keys, that is a view (appendix B of the paper).
+    own. In rows that are one longer than there are keys, that is a view (appendix B of the paper).
     """
-    batch, heads, queries, _ = scores.shape
+    batch, heads, queries, distances = scores.shape
+    parts = [scores]
+    if keys > distances:
+        parts.insert(0, scores[..., :1].expand(-1, -1, -1, keys - distances))
+    if queries > 1:
+        parts.append(scores.new_zeros(batch, heads, queries, 1))  # nobody reads it
+    if len(parts) > 1:
+        scores = torch.cat(parts, -1)
     flat = scores.flatten(2)[..., queries - 1 : queries - 1 + queries * keys]
     return flat.view(batch, heads, queries, keys)
 

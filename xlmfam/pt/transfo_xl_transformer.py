@@ -304,9 +304,12 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
     ) -> Distances:
         """Return what attention needs to know of ``length`` tokens behind ``past``."""
         config, device, keys = self.config, hidden.device, past + length
-        steps = torch.arange(keys - 1, -2, -1, device=device).clamp(min=0)
-        if config.clamp_len > 0:
-            steps = steps.clamp(max=config.clamp_len)
+        count, most = keys, config.clamp_len
+        # One serves for all distances that count as one, unless each is dropped by itself.
+        if most > 0 and not (self.training and config.dropout):
+            count = min(keys, most + 1)
+        steps = torch.arange(count - 1, -1, -1, device=device)
+        steps = steps.clamp(max=most) if most > 0 else steps
         vectors = sinusoids(steps, config.d_model, hidden.dtype)
         vectors = F.dropout(vectors, config.dropout, self.training)
         places = torch.arange(keys, device=device)

@@ -24,6 +24,7 @@ from xlmfam.pt.generation import GenerationMixin
 from xlmfam.pt.layers import (
     SinusoidalPositions,
     causal_lm_loss,
+    embedding,
     text_positions,
 )
 from xlmfam.pt.linear import Linear
@@ -57,7 +58,7 @@ class XGLMModel(XGLMPreTrainedModel):
 
     def __init__(self, config: XGLMConfig, embed_tokens: nn.Embedding | None = None):
         super().__init__(config)
-        self.embed_tokens = embed_tokens or nn.Embedding(
+        self.embed_tokens = embed_tokens or embedding(
             config.vocab_size, config.d_model, config.pad_token_id
         )
         self.embed_positions = SinusoidalPositions(
