@@ -38,6 +38,7 @@ OTHER = {
     "div_val": 1,
     "untie_r": False,
     "clamp_len": -1,
+    "n_layer": 1,
 }
 KINDS = [{}, OTHER]
 LM = "TransfoXLLMHeadModel"
@@ -62,17 +63,21 @@ def build(class_name=LM, **options):
 
 @lru_cache
 def compiled(model):
-    """The model as a compiled function of ids, mems and mask."""
-    return jax.jit(lambda ids, mems=None, mask=None: model(ids, mems, attention_mask=mask))
+    """The model as a compiled function of ids, mems and mask, with arrays of NumPy.
+
+    Indexing an array of JAX's compiles something for every shape.
+    """
+    run = jax.jit(lambda ids, mems=None, mask=None: model(ids, mems, attention_mask=mask))
+    return lambda *given: jax.device_get(run(*given))
 
 
 def words(*shape, seed=1):
     return np.random.default_rng(seed).integers(0, 53, shape)
 
 
-def memories(rows, length=6, seed=2):
-    rng = np.random.default_rng(seed)
-    return [jnp.asarray(rng.normal(size=(length, rows, 18)), jnp.float32) for _ in range(2)]
+def memories(rows, length=6, layers=2):
+    rng = np.random.default_rng(2)
+    return [jnp.asarray(rng.normal(size=(length, rows, 18)), jnp.float32) for _ in range(layers)]
 
 
 def error(came, expected):
@@ -116,11 +121,11 @@ def test_losses_and_classes_of_rows_of_unequal_length():
         losses = model(ids, labels=labels, attention_mask=mask).losses
         return losses, classifier(ids % 52, attention_mask=mask).logits
 
-    losses, logits = both(ids, np.where(mask == 1, ids, -100), mask)
+    losses, logits = jax.device_get(both(ids, np.where(mask == 1, ids, -100), mask))
     assert not np.any(losses[0, :2])  # labels of padding
     for row, length in enumerate((2, 5)):
         own = ids[row : row + 1, -length:]
-        alone, own_logits = both(own, own)
+        alone, own_logits = jax.device_get(both(own, own))
         assert error(losses[row, 1 - length :], alone[0]) < MODEL
         assert error(logits[row], own_logits[0]) < MODEL
 
@@ -157,14 +162,14 @@ def test_projected_memories_are_exact(options):
 
 def test_a_projected_memory_takes_over_mems_and_padding():
     model, (ids, mask) = build(**OTHER), padded((2, 5), 5)
-    call, mems = compiled(model), memories(2)
+    call, mems = compiled(model), memories(2, layers=1)
     came, expected = call(ids, model.init_cache(2, mems=mems), mask), call(ids, mems, mask)
     seen = mask.astype(bool)
     assert error(came.prediction_scores[seen], expected.prediction_scores[seen]) < LAYER
     after = words(2, 1, seed=6)
     came, expected = call(after, came.mems), call(after, expected.mems)
     assert error(came.prediction_scores, expected.prediction_scores) < LAYER
-    short = memories(2, 4)
+    short = memories(2, 4, 1)
     came, expected = call(after, model.init_cache(2, mems=short)), call(after, short)
     assert error(came.prediction_scores, expected.prediction_scores) < LAYER
 
@@ -201,7 +206,8 @@ def test_projected_memories_that_do_not_fit():
 
 @pytest.mark.parametrize("options", KINDS)
 def test_generation_goes_on_from_mems(options):
-    model, (ids, mask), mems = build(**options), padded((3, 6), 6), memories(2)
+    model, (ids, mask) = build(**options), padded((3, 6), 6)
+    mems = memories(2, layers=model.config.n_layer)
     head_mask = jnp.asarray([1.0, 0.0, 1.0])
 
     @jax.jit
@@ -223,7 +229,7 @@ def test_beams_with_a_memory_and_without():
     # With one length for all, reading the text again behind a memory that stands still is the same.
     model, (ids, mask) = build(mem_len=20, clamp_len=-1, n_layer=1), padded((2, 4), 4)
     options = {"num_beams": 3, "max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0}
-    options |= {"mems": memories(2, 20)[:1], "num_return_sequences": 2}
+    options |= {"mems": memories(2, 20, 1), "num_return_sequences": 2}
     came = model.generate(ids, mask, **options)
     assert np.array_equal(came, model.generate(ids, mask, use_cache=False, **options))
 
@@ -269,7 +275,7 @@ def test_clusters_that_cannot_win_are_skipped(options):
     assert np.array_equal(every.argmax(-1), some.argmax(-1))
     seen = some > np.finfo(np.float32).min
     assert 0.2 < seen[:, [11, 28]].mean() < 0.8
-    assert np.array_equal(every[seen], some[seen])
+    assert error(some[seen], every[seen]) < LAYER
 
 
 def test_greedy_search_skips_and_other_options_do_not(monkeypatch):
