@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def example_inputs(
     if getattr(config, "uses_languages", False):
         wanted = max(wanted, -(-config.n_langs // 2))  # every language has a token
     room = getattr(config, "longest_text", config.max_position_embeddings)
-    length = max(2, min(wanted, room))
+    length = max(2, min(wanted, room) if room > 0 else wanted)  # -1: texts of any length
     return EXAMPLES[head](config, np.random.default_rng(seed), length)
 
 
@@ -69,6 +70,18 @@ def _languages(config: Any, rng: np.random.Generator, real: np.ndarray) -> np.nd
     return langs
 
 
+def _long_text(config: Any, rng: np.random.Generator, length: int) -> dict[str, np.ndarray]:
+    """Rows that a memory stands before: padding on the left only, words of every cluster."""
+    text = _text(config, rng, length)
+    for value in text.values():
+        value[2::ROWS] = np.roll(value[2::ROWS], length // 4, 1)
+    real = text["attention_mask"] == 1
+    bounds = np.array(config.cluster_bounds)
+    clusters = rng.permutation(np.arange(real.sum()) % len(bounds))
+    text["input_ids"][real] = rng.integers(*bounds[clusters].T)
+    return text
+
+
 def _beside_encoder(draw: Draw) -> Draw:
     """The same, with the states of an encoder where the model is a decoder that looks at them."""
 
@@ -92,14 +105,18 @@ def _labelled(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _tokens(config: Any, rng: np.random.Generator, length: int) -> dict[str, np.ndarray]:
-    text = _text(config, rng, length)
+def _tokens(
+    config: Any, rng: np.random.Generator, length: int, draw: Draw = _text
+) -> dict[str, np.ndarray]:
+    text = draw(config, rng, length)
     return {**text, "labels": _labelled(text["attention_mask"], text["input_ids"])}
 
 
-def _next_tokens(config: Any, rng: np.random.Generator, length: int) -> dict[str, np.ndarray]:
+def _next_tokens(
+    config: Any, rng: np.random.Generator, length: int, draw: Draw = _text
+) -> dict[str, np.ndarray]:
     """Labels that are predicted from the token before, but for the first one behind padding."""
-    text = _tokens(config, rng, length)
+    text = _tokens(config, rng, length, draw)
     mask = text["attention_mask"]
     text["labels"][:, 1:][mask[:, 1:] > mask[:, :-1]] = IGNORED  # what padding says means nothing
     return text
@@ -111,8 +128,10 @@ def _classes_of_tokens(config: Any, rng: np.random.Generator, length: int) -> di
     return {**text, "labels": _labelled(text["attention_mask"], classes)}
 
 
-def _classes_of_texts(config: Any, rng: np.random.Generator, length: int) -> dict[str, np.ndarray]:
-    text = _text(config, rng, length)
+def _classes_of_texts(
+    config: Any, rng: np.random.Generator, length: int, draw: Draw = _text
+) -> dict[str, np.ndarray]:
+    text = draw(config, rng, length)
     kind = config.problem_type or ("regression" if config.num_labels == 1 else None)
     if kind == "regression":
         return {**text, "labels": rng.normal(size=(ROWS, config.num_labels)).astype(np.float32)}
@@ -176,4 +195,7 @@ EXAMPLES: dict[str, Draw] = {
     "XmodForMultipleChoice": _choices,
     "XmodForTokenClassification": _classes_of_tokens,
     "XmodForQuestionAnswering": _spans,
+    "TransfoXLModel": _long_text,
+    "TransfoXLLMHeadModel": partial(_next_tokens, draw=_long_text),
+    "TransfoXLForSequenceClassification": partial(_classes_of_texts, draw=_long_text),
 }

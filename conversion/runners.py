@@ -26,6 +26,7 @@ from xlmfam.conversion.sources import named_class
 PACKAGES = {"pt": "torch", "tf": "tensorflow", "flax": "flax"}
 FRAMEWORKS = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}
 BACKENDS = tuple(PACKAGES)
+FEW_LAYERS = 4
 
 
 @dataclass
@@ -153,8 +154,9 @@ def observe_model(
     used = inputs if _has_head(model) else forward_only(inputs)
     output, loss, slopes = runner.call(model, used, gradients)
     predictions = _predictions(output, runner.array)
-    if _has_head(model) and not predictions:  # some heads give a loss in their place
-        predictions = _predictions(runner.forward(model, forward_only(inputs)), runner.array)
+    if _has_head(model) and not {*predictions} - {"losses"}:  # some give a loss in their place
+        unasked = _predictions(runner.forward(model, forward_only(inputs)), runner.array)
+        predictions = {**unasked, **predictions}
     learned = {name for name, p in model.expected_parameters().items() if p.trainable}
     slopes = model.to_canonical(slopes) if gradients else {}
     return Observation(
@@ -186,7 +188,7 @@ def _predictions(output: Any, array: Callable[[Any], np.ndarray]) -> dict[str, n
     arrays = {
         name: array(value)
         for name, value in output.items()
-        if name not in others and not isinstance(value, tuple)
+        if name not in others and not isinstance(value, tuple | list)
     }
     return {name: a for name, a in arrays.items() if np.issubdtype(a.dtype, np.floating)}
 
@@ -329,7 +331,7 @@ class FlaxRunner:
 
     def forward(self, model: Any, inputs: Inputs) -> Any:
         """See `Runner`."""
-        return self._run(model, model.params, inputs)
+        return self._compiled(model, lambda params: self._run(model, params, inputs))(model.params)
 
     def _run(self, model: Any, params: Any, inputs: Inputs) -> Any:
         import jax.numpy as jnp
@@ -352,10 +354,17 @@ class FlaxRunner:
             return loss, output
 
         if not gradients:
-            loss, output = loss_of(model.params)
+            loss, output = self._compiled(model, loss_of)(model.params)
             return output, loss, None
-        (loss, output), slopes = jax.value_and_grad(loss_of, has_aux=True)(model.params)
+        run = self._compiled(model, jax.value_and_grad(loss_of, has_aux=True))
+        (loss, output), slopes = run(model.params)
         return output, loss, slopes
+
+    def _compiled(self, model: Any, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Few layers take less time to compile as a whole; many have their pieces in common."""
+        import jax
+
+        return jax.jit(run) if model.config.num_hidden_layers <= FEW_LAYERS else run
 
     def _probed(self, output: Any, mask: Any) -> Any:
         hidden = output.last_hidden_state * mask[..., None]

@@ -43,6 +43,21 @@ SIZES = {
         "languages": ["en_XX", "de_DE", "sw_KE"],
         "num_labels": 7,
     },
+    "transfo-xl": {
+        "vocab_size": 53,
+        "cutoffs": [11, 28],
+        "div_val": 2,
+        "d_model": 18,
+        "d_embed": 12,
+        "n_head": 3,
+        "d_head": 5,
+        "d_inner": 23,
+        "n_layer": 2,
+        "mem_len": 8,
+        "clamp_len": 9,
+        "pad_token_id": 2,
+        "num_labels": 7,
+    },
 }
 OF_HEAD = {
     "XLMForQuestionAnsweringSimple": {"num_labels": 2},
