@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from xlmfam.cli import (
     demo_masked,
     demo_text,
     demo_training,
+    demo_transfo_xl,
     demo_xlm,
     demo_xlm_text,
     demo_xmod,
@@ -56,11 +58,14 @@ def test_quick_demo(tmp_path, monkeypatch, capfd):
         demo, "run_families", lambda *a: sections.extend(run_families(*a)) or sections
     )
     assert main(["demo", "--quick", "--output", str(tmp_path / "out")]) == 0
-    xglm, xlm, xmod = sections
+    xglm, xlm, xmod, transfo_xl = sections
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    for section, name in zip(sections, ("xglm", "xlm", "xmod"), strict=True):
+    names = ("xglm", "xlm", "xmod", "transformerxl")
+    for section, name in zip(sections, names, strict=True):
         check_section(section, tmp_path / "out" / name, page)
-    check_continuations(xglm, page)
+    check_continuations(xglm, page, demo_text.SHOWN)
+    check_continuations(transfo_xl, page, demo_transfo_xl.LANGUAGES)
+    check_readings(transfo_xl.readings, page)
     check_fillings(xlm, page, list(demo_xlm_text.CODES), 40)
     few = list(demo_xmod.codes_of(demo_xmod.QUICK))
     # Chinese has no spaces: what follows a hidden word would be another token.
@@ -68,7 +73,7 @@ def test_quick_demo(tmp_path, monkeypatch, capfd):
     check_addition(xmod.addition, tmp_path / "out/xmod", page)
     assert "Everything agrees" in page
     out, err = capfd.readouterr()
-    assert out.count("  ok ") == 5 + 6 + 7
+    assert out.count("  ok ") == 5 + 6 + 7 + 7
     assert "FAILED" not in out
     assert "Traceback" not in err
     model = tmp_path / "out/xglm/model"
@@ -97,13 +102,15 @@ def check_section(section, folder, page):
     assert inspect(folder / "model").ok
     # equal
     assert 0 < section.heatmap.largest < 5e-5
-    assert {"logits", "loss", "layer 0", "gradients, layer 1"} <= set(section.heatmap.rows)
+    rows = set(section.heatmap.rows)
+    assert {"loss", "layer 0", "gradients, layer 1"} <= rows
+    assert rows & {"logits", "prediction_scores"}
     assert len(section.heatmap.columns) == 3
 
 
-def check_continuations(section, page):
-    """XGLM writes on."""
-    assert len(section.generations) == len(demo_text.SHOWN)
+def check_continuations(section, page, languages):
+    """XGLM and Transformer-XL write on."""
+    assert [generation.language for generation in section.generations] == list(languages)
     for generation in section.generations:
         assert set(generation.outputs) == {"PyTorch", "TensorFlow", "Flax"}
         assert generation.equal
@@ -127,6 +134,19 @@ def check_fillings(section, page, languages, most, in_sentences=None):
     assert languages_alone.asked == len(languages)
     first = {f.guesses["PyTorch"][0].word for f in section.fillings[len(in_sentences) :]}
     assert len(first) > 0.7 * len(languages)  # they differ in what they begin with
+
+
+def check_readings(readings, page):
+    """Memory makes a text easier, the learned one and the unseen one, alike in the three."""
+    learned, unseen = readings
+    for reading in readings:
+        assert list(reading.remembering) == ["PyTorch", "TensorFlow", "Flax"]
+        assert reading.equal
+        assert 0 < reading.difference < 1e-5
+        assert 1 < reading.with_memory < 0.9 * reading.without
+        assert f"{reading.tokens:,} tokens" in page
+    assert learned.tokens > 5 * unseen.tokens
+    assert learned.with_memory < unseen.with_memory
 
 
 def check_addition(addition, folder, page):
@@ -424,3 +444,106 @@ def test_an_addition_that_touches_others_is_seen(xmod_text, monkeypatch, broken)
     assert addition.others == 1.25
     assert addition.learned == 2 * 12 * 6 + 12 + 6
     assert model.config.languages[-1] == "sw_KE"
+
+
+# ---- Transformer-XL -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    groups = demo_transfo_xl.read_groups(20)
+    folder = tmp_path_factory.mktemp("transfo_xl")
+    tokenizer = demo_transfo_xl.make_tokenizer(groups, folder, 1000)
+    return groups, AutoTokenizer.from_pretrained(folder), tokenizer
+
+
+def test_sentences_are_followed_by_their_translations(story):
+    groups, loaded, tokenizer = story
+    assert groups[1][:2] == ["The dog sleeps in the garden.", "Der Hund schläft im Garten."]
+    assert [len(group) for group in groups] == [len(demo_transfo_xl.LANGUAGES)] * 20
+    made = demo_transfo_xl.make_text(tokenizer, groups, seed=1)
+    again = demo_transfo_xl.make_text(loaded, groups, seed=1)
+    assert made.sentences == again.sentences
+    ends = len(demo_transfo_xl.LANGUAGES)
+    for ids in made.groups:
+        assert ids[-1] == tokenizer.eos_token_id
+        assert (ids == tokenizer.eos_token_id).sum() == ends
+        assert tokenizer.unk_token_id not in ids
+    lines = [line for group in groups for line in group]
+    assert len(set(made.sentences) & set(lines)) > 0.9 * len(made.sentences)
+
+
+def test_unseen_sentences_are_not_learned(story):
+    groups, _, tokenizer = story
+    made = demo_transfo_xl.make_text(tokenizer, groups, seed=1)
+    assert (len(made.groups), len(made.sentences)) == (18, 18 * len(groups[0]))
+    unseen = [
+        line
+        for group in groups
+        for line in group
+        if tokenizer.decode(tokenizer(line)["input_ids"]) not in made.sentences
+    ]
+    rows = [tokenizer(line, add_eos=True)["input_ids"] for line in unseen]
+    assert made.unseen.tolist() == [number for row in rows for number in row]
+    other = demo_transfo_xl.make_text(tokenizer, groups, seed=2)
+    assert other.unseen.tolist() != made.unseen.tolist()
+
+
+def test_groups_are_shuffled_whole(story):
+    groups, _, tokenizer = story
+    made = demo_transfo_xl.make_text(tokenizer, groups, seed=1)
+    shuffled = made.shuffled(np.random.default_rng(0)).tolist()
+    assert shuffled != made.learned.tolist()
+    assert sorted(shuffled) == sorted(made.learned.tolist())
+    for ids in made.groups:
+        row = ids.tolist()
+        assert any(shuffled[at : at + len(row)] == row for at in range(len(shuffled)))
+
+
+def test_batch_for_the_comparison_is_padded_on_the_left():
+    batch = demo_transfo_xl.left_padded([[5, 6, 0], [7, 8, 9, 4, 0]], pad=0)
+    assert batch["input_ids"].tolist() == [[0, 0, 5, 6, 0], [7, 8, 9, 4, 0]]
+    assert batch["attention_mask"].tolist() == [[0, 0, 1, 1, 1], [1] * 5]
+    assert batch["labels"].tolist() == [[-100, -100, -100, 6, 0], [-100, 8, 9, 4, 0]]
+
+
+@needs_all
+def test_training_hands_on_memories(story, monkeypatch):
+    groups, _, tokenizer = story
+    made = demo_transfo_xl.make_text(tokenizer, groups[:3], seed=1)
+    size = replace(demo_transfo_xl.QUICK, width=12, layers=1, heads=2, batch=2, epochs=2)
+    config = demo_transfo_xl.make_config(size, tokenizer)
+    seen = []
+
+    def spied(model, optimizer):
+        def step(ids, targets, mems):
+            losses, kept = model.token_losses(ids, targets, mems)
+            seen.append((ids.numpy(), mems[0].numpy(), kept[0].numpy()))
+            return losses.numpy().mean(), kept
+
+        return step
+
+    monkeypatch.setattr(demo_transfo_xl, "training_step", spied)
+    trained = demo_transfo_xl.train(config, made, size, seed=0)
+    count = len(seen) // 2
+    assert count == (len(made.learned) // 2 - 1) // demo_transfo_xl.SEGMENT > 1
+    assert len(trained.losses) == 2 * count
+    for epoch in (seen[:count], seen[count:]):
+        assert not epoch[0][1].any()  # nothing has been read yet
+        for before, after in itertools.pairwise(epoch):
+            assert np.array_equal(before[2], after[1])
+
+
+@needs_all
+def test_a_training_step_makes_the_loss_smaller(story):
+    import tensorflow as tf
+
+    from xlmfam.tf import TransfoXLLMHeadModel
+
+    _, _, tokenizer = story
+    size = replace(demo_transfo_xl.QUICK, width=12, layers=1, heads=2)
+    model = TransfoXLLMHeadModel.from_config(demo_transfo_xl.make_config(size, tokenizer))
+    step = demo_transfo_xl.training_step(model, demo_training.optimizer_of(size, 40, lean=True))
+    ids = tf.constant(np.arange(2, 14).reshape(2, 6))
+    losses = [float(step(ids, ids + 1, model.init_mems(2))[0]) for _ in range(20)]
+    assert losses[-1] < 0.8 * losses[0]

@@ -28,6 +28,7 @@ from xlmfam.cli.report_data import (
     Guess,
     Heatmap,
     LossCurve,
+    Reading,
     ReportData,
     Score,
     Timing,
@@ -119,6 +120,20 @@ def addition(**changes) -> Addition:
     return replace(added, **changes)
 
 
+def reading(**changes) -> Reading:
+    """Perplexities 4.953 and 9.974 of an unseen text, but for rounding."""
+    found = Reading(
+        text="unseen text",
+        tokens=7654,
+        segment=24,
+        memory=72,
+        remembering={"PyTorch": 1.6, "Flax": 1.6 + 3e-6},
+        forgetful={"PyTorch": 2.3, "Flax": 2.3},
+        tolerance=5e-5,
+    )
+    return replace(found, **changes)
+
+
 def family(**changes) -> FamilySection:
     section = FamilySection(
         name="XGLM",
@@ -136,6 +151,7 @@ def family(**changes) -> FamilySection:
         scores=[Score("Completed", "of what it read", 9, 10, check="remembers")],
         fillings=[filling()],
         addition=addition(),
+        readings=[reading()],
         timings=[Timing("train", 87.6), Timing("verify", 12.3)],
     )
     return replace(section, **changes)
@@ -167,6 +183,13 @@ def test_all_facts_are_on_the_page():
         *("German", "Garten ✓", "75%", "Haus", "<1%", "Der Hund schläft im"),
         *("add Swahili", "4,321 of 86,420 values", "6.50 seconds", "5.0%", "9.12 nats"),
         *("3.46 nats", "1.79 nats", "as the mean of the others", "bit for bit what it was"),
+        *(
+            "9.97 → 4.95",
+            "perplexity of unseen text",
+            "unseen text, 7,654 tokens",
+            "segments of 24",
+        ),
+        *("72 tokens remembered", "9.97 words", "4.95303", "9.97418", "1.9e-06 apart"),
     ]
     assert [fact for fact in facts if fact not in text] == []
     assert "✗" not in text
@@ -183,7 +206,7 @@ def test_page_is_self_contained():
 def test_every_chart_has_title_and_description():
     html = render_report(report())
     charts = re.findall(r"<svg.*?</svg>", html)
-    assert len(charts) == 4  # loss, timings, scale of the heat map, the language added
+    assert len(charts) == 5  # loss, timings, scale of the heat map, language added, memory
     for chart in charts:
         root = ElementTree.fromstring(chart)
         title, desc = root[0], root[1]
@@ -203,6 +226,7 @@ def test_everything_is_escaped():
         timings=[Timing(HOSTILE, 1.0)],
         scores=[Score(HOSTILE, HOSTILE, 1, 1, check=HOSTILE)],
         addition=addition(language=HOSTILE, beginning=HOSTILE),
+        readings=[reading(text=HOSTILE, remembering={HOSTILE: 1.0}, forgetful={HOSTILE: 2.0})],
         fillings=[
             Filling(HOSTILE, {HOSTILE: [Guess(HOSTILE, 0.5)], "b": []}, HOSTILE, HOSTILE),
             Filling(HOSTILE, {HOSTILE: [Guess(HOSTILE, 0.5)]}, HOSTILE),
@@ -258,6 +282,11 @@ def test_heatmap_of_the_wrong_shape_is_refused():
         heatmap(values=[[0.0, 0.0]])
 
 
+ONE_MORE = reading(forgetful={"PyTorch": 2.3, "Flax": 2.3, "TensorFlow": 2.3})
+APART = reading(remembering={"PyTorch": 1.6, "Flax": 1.6001})
+USELESS = reading(
+    remembering={"PyTorch": 2.2, "Flax": 2.2}, forgetful={"PyTorch": 2.2, "Flax": 2.2}
+)
 UNEQUAL_WORDS = Filling("a", {"x": [Guess("b", 0.5)], "y": [Guess("c", 0.5)]})
 UNEQUAL_CHANCES = Filling("a", {"x": [Guess("b", 0.5)], "y": [Guess("b", 0.501)]})
 
@@ -270,6 +299,21 @@ def test_guesses_that_differ_are_shown_for_each_backend():
     text = " ".join(check(html).text)
     assert "the backends differ" in text
     assert text.index(" x ") < text.index(" b ") < text.index(" y ") < text.index(" c ")
+
+
+@pytest.mark.parametrize("bad", [{}, {"PyTorch": math.nan, "Flax": 1.0}, {"PyTorch": math.inf}])
+def test_a_reading_of_nothing_or_without_end_is_a_failure(bad):
+    found = reading(remembering=bad)
+    assert not found.equal
+    assert not found.helps
+    assert not family(readings=[found]).passed
+    check(render_report(report(family(readings=[found]))))
+
+
+def test_readings_that_differ_are_shown():
+    text = " ".join(check(render_report(report(family(readings=[APART])))).text)
+    assert "losses of unseen text are 6.2e-05 apart" in text
+    assert "the backends differ" in text
 
 
 def test_words_known_by_their_language_alone_stand_apart():
@@ -302,6 +346,9 @@ def test_a_chance_is_as_long_as_it_is_likely():
         ({"addition": addition(after=5.1)}, "learns a language afterwards"),
         ({"addition": addition(after=math.nan)}, "learns a language afterwards"),
         ({"addition": addition(untouched=False)}, "leaves the others as they were"),
+        ({"readings": [reading(), APART]}, "same perplexity everywhere"),
+        ({"readings": [ONE_MORE]}, "same perplexity everywhere"),
+        ({"readings": [reading(), USELESS]}, "memory helps"),
         ({"fillings": [Filling("a", {})]}, "same guesses everywhere"),
         ({"fillings": [Filling("a", {"x": [], "y": []})]}, "same guesses everywhere"),
         ({"fillings": [UNEQUAL_WORDS]}, "same guesses everywhere"),

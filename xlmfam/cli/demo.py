@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from xlmfam.cli.report_data import FamilySection, Timing
 
 DESCRIPTION = """\
-Everything xlmfam does, for XGLM, XLM and X-MOD in turn: trains a tokenizer and a small model on a
-text in thirteen languages with Keras `fit`, saves it, converts it TensorFlow -> PyTorch -> Flax ->
-TensorFlow and shows that not a bit has changed, compares logits, hidden states, loss and gradients
-across the three, continues sentences with XGLM and fills in hidden words with XLM and X-MOD alike
-in the three, adds a language to X-MOD afterwards, and writes a report to look at. Needs no network
-and all three frameworks; takes a few minutes. Exits with 1 when anything does not hold."""
+Everything xlmfam does, for XGLM, XLM, X-MOD and Transformer-XL in turn: trains a tokenizer and a
+small model on a text in thirteen languages with Keras, saves it, converts it TensorFlow -> PyTorch
+-> Flax -> TensorFlow and shows that not a bit has changed, compares logits, hidden states, loss and
+gradients across the three, continues sentences with XGLM and Transformer-XL and fills in hidden
+words with XLM and X-MOD alike in the three, adds a language to X-MOD afterwards, measures what
+Transformer-XL's memory is worth, and writes a report to look at. Needs no network and all three
+frameworks; takes a few minutes. Exits with 1 when anything does not hold."""
 
 EXAMPLES = """\
   xlmfam demo
@@ -86,10 +87,10 @@ def run(args: argparse.Namespace) -> int:
         preload(BACKENDS)
     started = time.perf_counter()
     data = ReportData(
-        title="xlmfam: three models, three frameworks",
-        subtitle="A small XGLM, a small XLM and a small X-MOD, trained from nothing with Keras, "
-        "carried from TensorFlow to PyTorch to Flax and back, and held against themselves all "
-        "the way.",
+        title="xlmfam: four models, three frameworks",
+        subtitle="A small XGLM, a small XLM, a small X-MOD and a small Transformer-XL, trained "
+        "from nothing with Keras, carried from TensorFlow to PyTorch to Flax and back, and held "
+        "against themselves all the way.",
         sections=run_families(folder, args.quick, args.seed),
         created=time.strftime("%Y-%m-%d %H:%M"),
         command="xlmfam demo" + (" --quick" if args.quick else ""),
@@ -104,12 +105,13 @@ def run(args: argparse.Namespace) -> int:
 
 def run_families(folder: Path, quick: bool, seed: int) -> list[FamilySection]:
     """Do it all with each family; return what the report says of them."""
-    from xlmfam.cli import demo_xglm, demo_xlm, demo_xmod
+    from xlmfam.cli import demo_transfo_xl, demo_xglm, demo_xlm, demo_xmod
 
     families = (
         ("XGLM", demo_xglm, demo_xglm.run_xglm),
         ("XLM", demo_xlm, demo_xlm.run_xlm),
         ("X-MOD", demo_xmod, demo_xmod.run_xmod),
+        ("Transformer-XL", demo_transfo_xl, demo_transfo_xl.run_transfo_xl),
     )
     sections = []
     for name, module, run_family in families:
@@ -152,6 +154,10 @@ def _summarise(section: FamilySection) -> None:
             lines.append(("compared", said, not different))
     for score in section.scores:
         lines.append(("learned", f"{score.right} of {score.asked} {score.what}", score.passed))
+    for reading in section.readings:
+        said = f"{reading.text}: perplexity {reading.without:.2f}, with memory "
+        said += f"{reading.with_memory:.2f}, {reading.difference:.0e} apart"
+        lines.append(("read", said, reading.equal and reading.helps))
     if section.addition:
         added = section.addition
         said = f"{added.language} afterwards, loss {added.before:.2f} -> {added.after:.2f}, "

@@ -107,7 +107,8 @@ def continuations(
 
     model = load(backend, checkpoint)
     tokenizer.padding_side = "left"
-    encoded = tokenizer([prompt.text for prompt in prompts], padding=True, return_tensors="np")
+    texts = [prompt.text for prompt in prompts]
+    encoded = tokenizer(texts, padding=True, return_attention_mask=True, return_tensors="np")
     inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
     ids = generate(backend, model, inputs, jit=backend == "flax", max_new_tokens=new_tokens)
     return tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True)

@@ -115,11 +115,25 @@ def first_half(tokenizer: Any, sentence: str) -> str | None:
     return next(iter([*between_words, *fitting]), None)
 
 
-def shown_prompts(tokenizer: Any, sentences: Sequence[str], group: int) -> list[Prompt]:
-    """Return a prompt for each script from the sentences of one group."""
+def shown_prompts(
+    tokenizer: Any,
+    sentences: Sequence[str],
+    group: int,
+    languages: Sequence[str] = LANGUAGES,
+    shown: Sequence[str] = SHOWN,
+) -> list[Prompt]:
+    """Return prompts from the sentences of one group.
+
+    Args:
+        tokenizer: Says where a sentence may be cut.
+        sentences: One in each language, again and again.
+        group: Which of the groups.
+        languages: In this order.
+        shown: Those to have a prompt in; by default one for each script.
+    """
     found = []
-    for language in SHOWN:
-        sentence = sentences[group * len(LANGUAGES) + LANGUAGES.index(language)]
+    for language in shown:
+        sentence = sentences[group * len(languages) + languages.index(language)]
         text = first_half(tokenizer, sentence)
         if text is not None:
             found.append(Prompt(language, text, sentence))
@@ -129,7 +143,11 @@ def shown_prompts(tokenizer: Any, sentences: Sequence[str], group: int) -> list[
 
 
 def sampled_prompts(
-    tokenizer: Any, sentences: Sequence[str], count: int, seed: int
+    tokenizer: Any,
+    sentences: Sequence[str],
+    count: int,
+    seed: int,
+    languages: Sequence[str] = LANGUAGES,
 ) -> list[Prompt]:
     """Return the first halves of ``count`` sentences drawn from the corpus.
 
@@ -140,7 +158,7 @@ def sampled_prompts(
     for index in order:
         text = first_half(tokenizer, sentences[index])
         if text is not None and sum(other.startswith(text) for other in sentences) == 1:
-            found.append(Prompt(LANGUAGES[index % len(LANGUAGES)], text, sentences[index]))
+            found.append(Prompt(languages[index % len(languages)], text, sentences[index]))
         if len(found) == count:
             break
     return found

@@ -67,15 +67,7 @@ def train(model: Any, data: Any, size: Size, lean: bool = False) -> Trained:
         lean: Treat all variables alike: their decay and clipping one by one takes long to build
             for many small ones, as adapters are.
     """
-    import keras
-
-    steps = size.epochs * int(data.cardinality())
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, steps, alpha=0.02, warmup_target=size.rate, warmup_steps=max(1, steps // 12)
-    )
-    optimizer = keras.optimizers.Adam(schedule, beta_2=0.98, global_clipnorm=1.0)
-    if not lean:
-        optimizer = keras.optimizers.AdamW(schedule, beta_2=0.98, weight_decay=0.01, clipnorm=1.0)
+    optimizer = optimizer_of(size, size.epochs * int(data.cardinality()), lean)
     # Batches differ in length, and XLA would compile anew for each.
     model.compile(optimizer=optimizer, jit_compile=False)
     recorder = loss_recorder()
@@ -88,6 +80,24 @@ def train(model: Any, data: Any, size: Size, lean: bool = False) -> Trained:
     )
     final = model.evaluate(data, verbose=0, return_dict=True)["loss"]
     return Trained(model, recorder.losses, float(final))
+
+
+def optimizer_of(size: Size, steps: int, lean: bool) -> Any:
+    """Return Adam with a rate that rises and falls.
+
+    Args:
+        size: Has the highest rate.
+        steps: How many there will be.
+        lean: See `train`.
+    """
+    import keras
+
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps, alpha=0.02, warmup_target=size.rate, warmup_steps=max(1, steps // 12)
+    )
+    if lean:
+        return keras.optimizers.Adam(schedule, beta_2=0.98, global_clipnorm=1.0)
+    return keras.optimizers.AdamW(schedule, beta_2=0.98, weight_decay=0.01, clipnorm=1.0)
 
 
 def batches_of(

@@ -37,8 +37,10 @@ from xlmfam.cli.report_data import (
     Guess,
     Heatmap,
     LossCurve,
+    Reading,
     ReportData,
     Timing,
+    perplexity,
 )
 
 
@@ -78,6 +80,7 @@ def _section(section: FamilySection) -> str:
         _heat_card(section.heatmap) if section.heatmap else "",
         _chain_card(section.chain) if section.chain else "",
         _addition_card(section.addition) if section.addition else "",
+        _reading_card(section.readings) if section.readings else "",
         _generation_card(section.generations) if section.generations else "",
         _filling_cards(section.fillings),
     ]
@@ -105,6 +108,8 @@ def _tiles(section: FamilySection) -> str:
         tiles.append(_tile(score.label, f"{score.right}/{score.asked}", score.what, score.passed))
     if section.addition:
         tiles.append(_addition_tile(section.addition))
+    if section.readings:
+        tiles.append(_reading_tile(section.readings[-1]))
     if section.heatmap:
         heat = section.heatmap
         note = f"tolerance {heat.tolerance:.0e}"
@@ -249,6 +254,72 @@ def _addition_card(addition: Addition) -> str:
         f'<div class="figure">{chart}</div></div>',
         wide=True,
     )
+
+
+def _reading_tile(reading: Reading) -> str:
+    worth = f"{format_number(reading.without)} → {format_number(reading.with_memory)}"
+    return _tile("With memory", worth, f"perplexity of {reading.text}", reading.helps)
+
+
+def _reading_card(readings: Sequence[Reading]) -> str:
+    first = readings[0]
+    groups = [
+        BarGroup(
+            f"{reading.text}, {reading.tokens:,} tokens",
+            [
+                Bar("nothing remembered", reading.without),
+                Bar(f"{reading.memory} tokens remembered", reading.with_memory, highlight=True),
+            ],
+            unit="words",
+        )
+        for reading in readings
+    ]
+    chart = bar_chart(groups, title="Perplexity with a memory and without")
+    said = (
+        f"A text is read in segments of {first.segment} tokens. Without a memory each begins anew; "
+        f"with one, what stood in the {first.memory} tokens before is still known. Perplexity is "
+        "the number of words that would be as hard to choose from, were they all alike."
+    )
+    return _card(
+        "What its memory is worth",
+        f'<div class="texts"><div>{_paragraph(said)}{_reading_table(readings)}</div>'
+        f'<div class="figure">{chart}</div></div>',
+        wide=True,
+    )
+
+
+def _reading_table(readings: Sequence[Reading]) -> str:
+    """The perplexities of every backend, and how far they are apart."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in readings[0].remembering)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(reading.text)}{escape(how)}</th>'
+        + "".join(f"<td>{_exactly(perplexity(loss))}</td>" for loss in losses.values())
+        + "</tr>"
+        for reading in readings
+        for how, losses in (("", reading.remembering), (", forgetful", reading.forgetful))
+    )
+    verdicts = "".join(_reading_verdict(reading) for reading in readings)
+    return (
+        '<div class="figure"><table class="heat"><caption>Perplexity in each framework</caption>'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>{verdicts}"
+    )
+
+
+def _exactly(value: float) -> str:
+    return f"{value:.6g}" if math.isfinite(value) else format_number(value)
+
+
+def _reading_verdict(reading: Reading) -> str:
+    said = "the same in all backends" if reading.equal else "the backends differ"
+    apart = f"losses of {reading.text} are {_difference(reading.difference)} apart"
+    return (
+        f'<p class="quiet">{escape(apart)} <span class="badge {_state(reading.equal)}">'
+        f"{_mark(reading.equal)} {said}</span></p>"
+    )
+
+
+def _state(passed: bool) -> str:
+    return "good" if passed else "bad"
 
 
 def _generation_card(generations: Sequence[Generation]) -> str:

@@ -220,6 +220,71 @@ class Addition:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How well each backend predicts a long text, with what it remembers and without.
+
+    Attributes:
+        text: Which one, as in "perplexity of the text it learned".
+        tokens: Number of tokens that were predicted.
+        segment: Tokens of a call.
+        memory: Tokens that are remembered from one call to the next.
+        remembering: Mean loss by the backend's name.
+        forgetful: The same where nothing is remembered.
+        tolerance: Losses that are this close, relatively, are the same.
+    """
+
+    text: str
+    tokens: int
+    segment: int
+    memory: int
+    remembering: Mapping[str, float]
+    forgetful: Mapping[str, float]
+    tolerance: float
+
+    @property
+    def with_memory(self) -> float:
+        """The perplexity, of the first backend."""
+        return perplexity(next(iter(self.remembering.values()), math.nan))
+
+    @property
+    def without(self) -> float:
+        """The perplexity where nothing is remembered, of the first backend."""
+        return perplexity(next(iter(self.forgetful.values()), math.nan))
+
+    @property
+    def difference(self) -> float:
+        """Largest difference of two backends, relative to the loss; NaN if one has none."""
+        parts = [_spread(list(losses.values())) for losses in (self.remembering, self.forgetful)]
+        return math.nan if any(map(math.isnan, parts)) else max(parts)
+
+    @property
+    def equal(self) -> bool:
+        """Whether all backends have the same losses, but for rounding."""
+        return self.remembering.keys() == self.forgetful.keys() and (
+            self.difference <= self.tolerance
+        )
+
+    @property
+    def helps(self) -> bool:
+        """Whether memory makes the text easier for every backend."""
+        return bool(self.remembering) and all(
+            loss < self.forgetful.get(name, math.nan) for name, loss in self.remembering.items()
+        )
+
+
+def perplexity(loss: float) -> float:
+    """The number of words that are as hard to choose from, were they all alike."""
+    return math.inf if loss > 700 else math.exp(loss)
+
+
+def _spread(losses: Sequence[float]) -> float:
+    """The largest difference relative to the largest value; NaN where there is none."""
+    if not losses or not all(map(math.isfinite, losses)):
+        return math.nan
+    return (max(losses) - min(losses)) / (max(map(abs, losses)) or 1.0)
+
+
+@dataclass(frozen=True)
 class Timing:
     """How long one step took."""
 
@@ -241,6 +306,7 @@ class FamilySection:
     generations: Sequence[Generation] = ()
     fillings: Sequence[Filling] = ()
     addition: Addition | None = None
+    readings: Sequence[Reading] = ()
     timings: Sequence[Timing] = ()
 
     def checks(self) -> dict[str, bool]:
@@ -256,6 +322,9 @@ class FamilySection:
             checks["conversions are bit-exact"] = all(step.exact for step in self.chain)
         if self.generations:
             checks["same text everywhere"] = all(g.equal for g in self.generations)
+        if self.readings:
+            checks["same perplexity everywhere"] = all(r.equal for r in self.readings)
+            checks["memory helps"] = all(r.helps for r in self.readings)
         if self.addition:
             checks["learns a language afterwards"] = self.addition.after <= self.addition.goal
             checks["leaves the others as they were"] = self.addition.untouched
