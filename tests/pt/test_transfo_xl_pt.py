@@ -79,11 +79,14 @@ def test_rows_of_unequal_length_are_each_row_alone(options):
 def test_losses_of_rows_of_unequal_length():
     model, lengths = build(), (6, 4)
     ids, mask = padded(lengths, 6)
-    losses = model(ids, labels=ids.masked_fill(mask == 0, -100), attention_mask=mask).losses
+    output = model(ids, labels=ids.masked_fill(mask == 0, -100), attention_mask=mask)
+    total = 0.0
     for row, length in enumerate(lengths):
         own = ids[row : row + 1, -length:]
         alone = model(own, labels=own).losses
-        assert error(losses[row, 1 - length :], alone[0]) < MODEL
+        total += alone.sum()
+        assert error(output.losses[row, 1 - length :], alone[0]) < MODEL
+    assert output.loss.item() == pytest.approx(total.item() / (5 + 3), rel=1e-5)
 
 
 def test_classes_of_rows_of_unequal_length():

@@ -89,7 +89,9 @@ class TransfoXLLMHeadModule(nn.Module):
         if labels is None:
             scores = self._score(hidden, logits_at)
         else:
-            targets = labels[:, 1:]
+            targets, mask = labels[:, 1:], kwargs.get("attention_mask")
+            if mask is not None:  # what padding predicts means nothing
+                targets = jnp.where(jnp.asarray(mask)[:, :-1] == 0, IGNORED, targets)
             losses = self._losses(hidden[:, :-1], targets)
             loss = losses.sum() / (targets != IGNORED).sum()
         return TransfoXLLMHeadModelOutput(

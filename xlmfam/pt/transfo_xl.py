@@ -70,9 +70,9 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
             mems: (M, B, D) for each layer.
             head_mask: (L, H) or (H,).
             inputs_embeds: (B, S, D).
-            labels: (B, S) ids; position i is held against the scores of position i - 1, and -100
-                does not count. There are ``losses`` (B, S - 1) and their mean ``loss`` then, and
-                no scores.
+            labels: (B, S) ids; position i is held against the scores of position i - 1. -100 does
+                not count, nor does a row's first token behind padding. There are ``losses``
+                (B, S - 1) and their mean ``loss`` then, and no scores.
             output_attentions: Return attention weights.
             output_hidden_states: Return the embeddings and the hidden states of all layers.
             return_dict: Return an output object rather than a tuple.
@@ -100,6 +100,8 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
             scores = self._score(hidden[:, -1:] if last_logits_only else hidden)
         else:
             targets = labels[:, 1:]
+            if attention_mask is not None:  # what padding predicts means nothing
+                targets = targets.masked_fill(attention_mask[:, :-1] == 0, IGNORED)
             losses = self.crit.losses(hidden[:, :-1].flatten(0, 1), targets.flatten())
             losses = losses.view_as(targets)
             loss = losses.sum() / (targets != IGNORED).sum()

@@ -188,8 +188,11 @@ class TransfoXLLMHeadModel(LabelledLogitsMixin, GenerationMixin, TransfoXLPreTra
         if labels is None:
             scores = self.project(hidden[:, -1:] if last_logits_only else hidden)
         else:
-            losses = self._token_losses(hidden[:, :-1], labels[:, 1:])
-            loss = tf.reduce_sum(losses) / _count(labels[:, 1:])
+            targets = labels[:, 1:]
+            if attention_mask is not None:  # what padding predicts means nothing
+                targets = tf.where(tf.cast(attention_mask[:, :-1], tf.bool), targets, IGNORED)
+            losses = self._token_losses(hidden[:, :-1], targets)
+            loss = tf.reduce_sum(losses) / _count(targets)
         result = TransfoXLLMHeadModelOutput(
             losses=losses,
             prediction_scores=scores,
