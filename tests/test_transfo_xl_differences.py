@@ -188,18 +188,21 @@ def test_the_score_of_a_class_reads_hidden_states(backend):
         ("untied/resized_40_default", {"error": "RuntimeError"}),
     ],
 )
-def test_a_larger_vocabulary_leaves_old_words_as_they_were(backend, name, given):
-    """Of one width, transformers ends with clusters of no words; untied, with a head too small."""
+def test_a_larger_vocabulary_leaves_old_words_as_they_were(pt, name, given):
+    """Of one width, transformers ends with clusters of no words; untied, with a head too small.
+
+    Every backend is resized in tests/equivalence/test_golden_memories.py.
+    """
     case = RESIZED[name]
     reference = {**case["reference"]["config"], **case["reference"]}
     assert given.items() <= reference.items()
-    model = load_case(backend, FAMILY, case)
+    model = load_case(pt, FAMILY, case)
     before = list(model.config.cutoffs)
     ids = IDS % 30  # every word is an old one
-    old = backend.call(model, {"input_ids": ids})["prediction_scores"]
+    old = pt.call(model, {"input_ids": ids})["prediction_scores"]
     model.resize_token_embeddings(**case["arguments"])
     assert model.config.cutoffs == before
-    new = backend.call(model, {"input_ids": ids})["prediction_scores"]
+    new = pt.call(model, {"input_ids": ids})["prediction_scores"]
     assert new.shape[-1] == case["arguments"]["new_num_tokens"]
     # The last cluster shares its chances among more words; those of the others stay.
     assert error_of(new[..., : before[-1]], old[..., : before[-1]]) < MODEL
