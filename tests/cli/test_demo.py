@@ -64,7 +64,7 @@ def test_quick_demo(tmp_path, monkeypatch, capfd):
     for section, name in zip(sections, names, strict=True):
         check_section(section, tmp_path / "out" / name, page)
     check_continuations(xglm, page, demo_text.SHOWN)
-    check_continuations(transfo_xl, page, demo_transfo_xl.LANGUAGES)
+    check_continuations(transfo_xl, page, demo_transfo_xl.LANGUAGES[1:])
     check_readings(transfo_xl.readings, page)
     check_fillings(xlm, page, list(demo_xlm_text.CODES), 40)
     few = list(demo_xmod.codes_of(demo_xmod.QUICK))
@@ -500,6 +500,28 @@ def test_groups_are_shuffled_whole(story):
         assert any(shuffled[at : at + len(row)] == row for at in range(len(shuffled)))
 
 
+def test_prompts_stand_behind_a_translation(story):
+    groups, _, tokenizer = story
+    made = demo_transfo_xl.make_text(tokenizer, groups, seed=1)
+    shown = demo_transfo_xl.shown_prompts(tokenizer, made)
+    assert [prompt.language for prompt in shown] == list(demo_transfo_xl.LANGUAGES[1:])
+    sampled = demo_transfo_xl.sampled_prompts(tokenizer, made, 12, seed=1)
+    assert len(sampled) == 12
+    for prompt in [*shown, *sampled]:
+        before, half = prompt.text.split(" <eos> ")
+        place = made.sentences.index(before)
+        whole = made.sentences[place + 1]
+        assert prompt.sentence == f"{before} <eos> {whole}"
+        assert whole.startswith(half)
+        assert demo_transfo_xl.LANGUAGES[(place + 1) % 9] == prompt.language
+        assert place // 9 == (place + 1) // 9  # of one group
+    (read,) = demo_transfo_xl.without_ends(shown[:1])
+    assert "<eos>" not in read.text + read.sentence
+    ids = tokenizer(shown[0].text)["input_ids"]
+    assert ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(ids, skip_special_tokens=True) == read.text
+
+
 def test_batch_for_the_comparison_is_padded_on_the_left():
     batch = demo_transfo_xl.left_padded([[5, 6, 0], [7, 8, 9, 4, 0]], pad=0)
     assert batch["input_ids"].tolist() == [[0, 0, 5, 6, 0], [7, 8, 9, 4, 0]]
@@ -524,6 +546,7 @@ def test_training_hands_on_memories(story, monkeypatch):
         return step
 
     monkeypatch.setattr(demo_transfo_xl, "training_step", spied)
+    monkeypatch.setattr(demo_transfo_xl, "FORGETS", 0.0)
     trained = demo_transfo_xl.train(config, made, size, seed=0)
     count = len(seen) // 2
     assert count == (len(made.learned) // 2 - 1) // demo_transfo_xl.SEGMENT > 1

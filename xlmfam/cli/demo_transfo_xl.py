@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FULL = Size(None, 4000, 96, 2, 4, 16, 16, 6e-3, 0.5, 100)
 QUICK = Size(24, 1000, 64, 2, 4, 4, 20, 1e-2, 0.5, 20)
 STEPS = 8
+END = "<eos>"  # stands behind every sentence
 # Those that Moses takes apart into words and puts together again as they were.
 LANGUAGES = (
     *("English", "German", "French", "Spanish", "Turkish", "Swahili"),
@@ -28,7 +29,8 @@ LANGUAGES = (
 )
 SEGMENT = 24
 MEMORY = 72  # about what one sentence takes in all the languages
-READ_ROWS = 2  # that a text is cut into when it is evaluated
+FORGETS = 0.2  # of the segments in training begin with no memory, as prompts do
+READ = 50  # segments, at most, of a text that is evaluated
 NEW_TOKENS = 20
 SHOWN_GROUP = 4  # of the text that is learned
 
@@ -75,7 +77,7 @@ def make_tokenizer(groups: Sequence[Sequence[str]], folder: Path, words: int) ->
     """
     from xlmfam import TransfoXLTokenizer
 
-    tokenizer = TransfoXLTokenizer(["<eos>", "<unk>"], max_size=words, pad_token="<eos>")
+    tokenizer = TransfoXLTokenizer([END, "<unk>"], max_size=words, pad_token=END)
     lines = [line for group in groups for line in group]
     tokenizer.count_sents(tokenizer.tokenize(line, add_eos=True) for line in lines)
     tokenizer.build_vocab()
@@ -96,6 +98,34 @@ def make_text(tokenizer: Any, groups: Sequence[Sequence[str]], seed: int) -> Tex
         [flat[number] for number in learned],
         np.concatenate([flat[number] for number in unseen]),
     )
+
+
+def shown_prompts(tokenizer: Any, story: Text) -> list[text.Prompt]:
+    """Return a prompt in each language but the first from one group of the text."""
+    found = text.shown_prompts(tokenizer, story.sentences, SHOWN_GROUP, LANGUAGES, LANGUAGES[1:])
+    return [behind_translation(prompt, story) for prompt in found]
+
+
+def sampled_prompts(tokenizer: Any, story: Text, count: int, seed: int) -> list[text.Prompt]:
+    """Return prompts from sentences drawn from the text that follow a translation."""
+    found = text.sampled_prompts(tokenizer, story.sentences, 2 * count, seed, LANGUAGES)
+    chosen = [prompt for prompt in found if prompt.language != LANGUAGES[0]][:count]
+    return [behind_translation(prompt, story) for prompt in chosen]
+
+
+def behind_translation(prompt: text.Prompt, story: Text) -> text.Prompt:
+    """Return a prompt with the sentence before it, its translation, in front."""
+    place = story.sentences.index(prompt.sentence)
+    before = f"{story.sentences[place - 1]} {END} "
+    return text.Prompt(prompt.language, before + prompt.text, before + prompt.sentence)
+
+
+def without_ends(prompts: Sequence[text.Prompt]) -> list[text.Prompt]:
+    """Return prompts as they are read: without the tokens that end a sentence."""
+    return [
+        text.Prompt(p.language, p.text.replace(f" {END}", ""), p.sentence.replace(f" {END}", ""))
+        for p in prompts
+    ]
 
 
 def make_config(size: Size, tokenizer: Any) -> Any:
@@ -150,11 +180,13 @@ def train(config: Any, story: Text, size: Size, seed: int) -> training.Trained:
         mems = model.init_mems(size.batch)
         rows = segments(story.shuffled(rng), size.batch, SEGMENT)
         for (ids, targets), _ in zip(rows, range(count), strict=False):
+            if rng.random() < FORGETS:
+                mems = model.init_mems(size.batch)
             loss, mems = step(tf.constant(ids), tf.constant(targets), mems)
             losses.append(float(loss))
         mean = float(np.mean(losses[-count:]))
         print(f"      epoch {epoch + 1}/{size.epochs}, loss {mean:.4f}", flush=True)
-    found = model.evaluate_perplexity(story.learned, READ_ROWS, SEGMENT)
+    found = model.evaluate_perplexity(story.learned, size.batch, SEGMENT)
     return training.Trained(model, losses, found.loss)
 
 
@@ -181,19 +213,19 @@ def read(checkpoint: Path, story: Text) -> list[Reading]:
     """Evaluate a checkpoint in every framework, on what it learned and on what it never saw."""
     from xlmfam.conversion.runners import FRAMEWORKS, load
 
-    streams = {"the text it learned": story.learned, "unseen text": story.unseen}
+    streams = {"learned text": beginning(story.learned), "unseen text": beginning(story.unseen)}
     models = {FRAMEWORKS[backend]: load(backend, checkpoint) for backend in checks.BACKENDS}
 
     def losses(stream: np.ndarray, memory: int) -> dict[str, float]:
         return {
-            name: model.evaluate_perplexity(stream, READ_ROWS, SEGMENT, memory).loss
+            name: model.evaluate_perplexity(stream, 1, SEGMENT, memory).loss
             for name, model in models.items()
         }
 
     return [
         Reading(
             text=name,
-            tokens=READ_ROWS * (len(stream) // READ_ROWS - 1),
+            tokens=len(stream) - 1,
             segment=SEGMENT,
             memory=MEMORY,
             remembering=losses(stream, MEMORY),
@@ -204,6 +236,11 @@ def read(checkpoint: Path, story: Text) -> list[Reading]:
     ]
 
 
+def beginning(stream: np.ndarray) -> np.ndarray:
+    """Return whole segments of a text: a shorter one at the end would be compiled anew."""
+    return stream[: min(READ, (len(stream) - 1) // SEGMENT) * SEGMENT + 1]
+
+
 def run_transfo_xl(folder: Path, size: Size, seed: int, steps: Steps) -> FamilySection:
     """Train, convert, verify, evaluate and generate; return what the report says of it."""
     from xlmfam.conversion.runners import FRAMEWORKS
@@ -212,8 +249,8 @@ def run_transfo_xl(folder: Path, size: Size, seed: int, steps: Steps) -> FamilyS
         groups = read_groups(size.groups)
         tokenizer = make_tokenizer(groups, folder / "model", size.pieces)
         story = make_text(tokenizer, groups, seed)
-        prompts = text.shown_prompts(tokenizer, story.sentences, SHOWN_GROUP, LANGUAGES, LANGUAGES)
-        sampled = text.sampled_prompts(tokenizer, story.sentences, size.sampled, seed, LANGUAGES)
+        prompts = shown_prompts(tokenizer, story)
+        sampled = sampled_prompts(tokenizer, story, size.sampled, seed)
     with steps.step("Training the model with carried memories", "training"):
         trained = train(make_config(size, tokenizer), story, size, seed)
         trained.model.save_pretrained(folder / "model")
@@ -231,7 +268,7 @@ def run_transfo_xl(folder: Path, size: Size, seed: int, steps: Steps) -> FamilyS
         name = FRAMEWORKS[backend]
         with steps.step(f"Generating in {name}{how}", f"text, {name}"):
             outputs[name] = checks.continuations(backend, last, tokenizer, asked, NEW_TOKENS)
-    generations = checks.as_generations(asked, outputs)
+    generations = checks.as_generations(without_ends(asked), outputs)
     # Few are enough to look at; but what differs is not to be hidden.
     shown = [g for i, g in enumerate(generations) if i < len(prompts) or not g.equal]
     different = sum(not generation.equal for generation in generations)
@@ -242,10 +279,10 @@ def run_transfo_xl(folder: Path, size: Size, seed: int, steps: Steps) -> FamilyS
         description=f"{size.layers} layers of width {size.width} with a memory of {MEMORY} tokens, "
         f"trained for {size.epochs} epochs on {len(story.sentences):,} sentences, each followed by "
         f"its translations, in {len(LANGUAGES)} languages with a vocabulary of {len(tokenizer):,} "
-        f"words in three clusters. It continued {len(asked)} prompts, all in one batch padded on "
-        f"the left: {said}.",
+        f"words in three clusters. It continued {len(asked)} sentences behind a translation, "
+        f"all in one batch padded on the left: {said}.",
         loss=LossCurve(trained.losses, len(tokenizer), size.goal, trained.final),
-        scores=[checks.recall(sampled, outputs, len(prompts))],
+        scores=[checks.recall(without_ends(sampled), outputs, len(prompts))],
         heatmap=heatmap,
         chain=chain,
         generations=shown,

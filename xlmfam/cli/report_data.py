@@ -224,7 +224,7 @@ class Reading:
     """How well each backend predicts a long text, with what it remembers and without.
 
     Attributes:
-        text: Which one, as in "perplexity of the text it learned".
+        text: Which one, as in "perplexity of unseen text".
         tokens: Number of tokens that were predicted.
         segment: Tokens of a call.
         memory: Tokens that are remembered from one call to the next.
