@@ -123,11 +123,11 @@ class LayerMemory(NamedTuple):
 
     Attributes:
         whole: The memory of all.
-        index: Of the layer.
+        number: Of the layer.
     """
 
     whole: ProjectedMemory
-    index: int
+    number: int
 
     def append(self, key: Tensor, value: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
         """Write (B, H, S, K) behind the window; return views (B, H, T, K) of it all.
@@ -142,7 +142,7 @@ class LayerMemory(NamedTuple):
         begin, end = whole.start, whole.start + whole.length + new
         views = []
         for buffers, added in ((whole.keys, key), (whole.values, value)):
-            buffer = buffers[self.index]
+            buffer = buffers[self.number]
             buffer[:, :, end - new : end] = added
             view = buffer[:, :, begin:end]
             if shift is not None:
@@ -153,10 +153,10 @@ class LayerMemory(NamedTuple):
 
     def project_distances(self, attention: Any, vectors: Tensor) -> Tensor:
         """Return (H, N, K) of the sinusoids (N, D), projected once for all calls."""
-        known = self.whole.vectors[self.index]
+        known = self.whole.vectors[self.number]
         if known is None or known.shape[1] < len(vectors):
             known = attention.project_distances(vectors).contiguous()
-            self.whole.vectors[self.index] = known
+            self.whole.vectors[self.number] = known
         return known[:, known.shape[1] - len(vectors) :]
 
 

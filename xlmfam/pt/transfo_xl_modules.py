@@ -65,6 +65,7 @@ class AdaptiveEmbedding(nn.Module):
     def resize(self, config: TransfoXLConfig) -> None:
         """Take over where clusters end now; the tables have been replaced."""
         self.ends = config.cluster_ends if self.div_val > 1 else [config.vocab_size]
+        layer: Any
         for layer in self.emb_layers:
             layer.num_embeddings = len(layer.weight)
 
@@ -133,6 +134,7 @@ class AdaptiveSoftmax(nn.Module):
     def resize(self, config: TransfoXLConfig) -> None:
         """Take over where clusters end now; the weights have been replaced."""
         self.bounds = config.cluster_bounds
+        layer: Any
         for layer in self.out_layers:
             layer.out_features = len(layer.weight)
 
@@ -223,11 +225,10 @@ class AdaptiveSoftmax(nn.Module):
         return torch.cat(parts, -1) if self.tails else head
 
     def _words(self, cluster: int) -> tuple[Tensor, Tensor]:
+        layer: Any = self.out_layers[cluster if self.is_divided else 0]
         if self.is_divided:
-            layer = self.out_layers[cluster]
             return layer.weight, layer.bias
         first, end = self.bounds[cluster]
-        (layer,) = self.out_layers
         return layer.weight[first:end], layer.bias[first:end]
 
     def _project(self, cluster: int, hidden: Tensor) -> Tensor:

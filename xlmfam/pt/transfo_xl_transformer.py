@@ -9,7 +9,7 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,9 +60,13 @@ class TransfoXLPreTrainedModel(PreTrainedModel):
     base_model_prefix = "transformer"
     config: TransfoXLConfig
 
-    def get_input_embeddings(self) -> AdaptiveEmbedding:
+    def get_input_embeddings(self) -> AdaptiveEmbedding:  # type: ignore[override]
         """Return the embedding of all clusters."""
-        return self.base_model.word_emb
+        return self._transformer.word_emb
+
+    @property
+    def _transformer(self) -> TransfoXLModel:
+        return cast(TransfoXLModel, self.base_model)
 
     def reset_memory_length(self, mem_len: int) -> None:
         """Keep ``mem_len`` states of each layer from the next call on.
@@ -72,11 +76,11 @@ class TransfoXLPreTrainedModel(PreTrainedModel):
         """
         if mem_len < 0:
             raise XlmfamError(f"mem_len must be 0 or more, got {mem_len}")
-        self.base_model.mem_len = mem_len
+        self._transformer.mem_len = mem_len
 
     def init_mems(self, bsz: int) -> list[Tensor] | None:
         """Return memories of zeros, (mem_len, B, D) for each layer; ``None`` where none is kept."""
-        length = self.base_model.mem_len
+        length = self._transformer.mem_len
         if not length:
             return None
         shape = (length, bsz, self.config.d_model)
@@ -160,7 +164,9 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         self.layers = nn.ModuleList(TransfoXLLayer(config) for _ in range(config.n_layer))
         self.post_init()
 
-    def set_input_embeddings(self, value: AdaptiveEmbedding) -> None:
+    def set_input_embeddings(  # type: ignore[override]
+        self, value: AdaptiveEmbedding
+    ) -> None:
         """Replace the embedding."""
         self.word_emb = value
 
