@@ -15,6 +15,17 @@ from torch import Tensor, nn
 from xlmfam.common.positions import halves_frequencies
 
 
+class Embedding(nn.Embedding):
+    """``nn.Embedding`` whose initial values the parameter table draws, and nothing else.
+
+    Drawing them here as well would, on the meta device where checkpoints are loaded, import
+    torch's compiler: three seconds for values that nobody sees.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave the values as they are."""
+
+
 def _quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
