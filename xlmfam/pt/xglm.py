@@ -58,7 +58,7 @@ class XGLMModel(XGLMPreTrainedModel):
 
     def __init__(self, config: XGLMConfig, embed_tokens: nn.Embedding | None = None):
         super().__init__(config)
-        self.embed_tokens = embed_tokens or Embedding(
+        self.embed_tokens: nn.Embedding = embed_tokens or Embedding(
             config.vocab_size, config.d_model, config.pad_token_id
         )
         self.embed_positions = SinusoidalPositions(

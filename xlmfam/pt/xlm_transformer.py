@@ -106,7 +106,7 @@ class XLMModel(XLMPreTrainedModel):
         self.position_embeddings = Embedding(config.max_position_embeddings, width)
         if config.uses_languages:
             self.lang_embeddings = Embedding(config.n_langs, width)
-        self.embeddings = Embedding(config.vocab_size, width, config.pad_index)
+        self.embeddings: nn.Embedding = Embedding(config.vocab_size, width, config.pad_index)
         self.layer_norm_emb = self._norm()
         self.attentions = nn.ModuleList(XLMAttention(config, heads[layer]) for layer in layers)
         self.layer_norm1 = nn.ModuleList(self._norm() for _ in layers)

@@ -51,7 +51,7 @@ class XmodEmbeddings(nn.Module):
         width, pad = config.hidden_size, config.pad_token_id
         self.absolute = config.position_embedding_type == "absolute"
         self.dropout = config.hidden_dropout_prob
-        self.word_embeddings = Embedding(config.vocab_size, width, pad)
+        self.word_embeddings: nn.Embedding = Embedding(config.vocab_size, width, pad)
         self.position_embeddings = Embedding(config.max_position_embeddings, width, pad)
         self.token_type_embeddings = Embedding(config.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, config.layer_norm_eps)
