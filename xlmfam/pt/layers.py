@@ -15,15 +15,13 @@ from torch import Tensor, nn
 from xlmfam.common.positions import halves_frequencies
 
 
-class Embedding(nn.Embedding):
-    """``nn.Embedding`` whose initial values the parameter table draws, and nothing else.
+def embedding(rows: int, width: int, padding_idx: int | None = None) -> nn.Embedding:
+    """Return a plain ``nn.Embedding`` whose initial values are left to the parameter table.
 
     Drawing them here as well would, on the meta device where checkpoints are loaded, import
     torch's compiler: three seconds for values that nobody sees.
     """
-
-    def reset_parameters(self) -> None:
-        """Leave the values as they are."""
+    return nn.Embedding(rows, width, padding_idx, _weight=torch.empty(rows, width))
 
 
 def _quick_gelu(x: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ from xlmfam.pt.cache import KeyValueCache, past_length
 from xlmfam.pt.checks import known_to_be_full
 from xlmfam.pt.generation import GenerationMixin
 from xlmfam.pt.layers import (
-    Embedding,
     SinusoidalPositions,
     causal_lm_loss,
+    embedding,
     text_positions,
 )
 from xlmfam.pt.linear import Linear
@@ -58,7 +58,7 @@ class XGLMModel(XGLMPreTrainedModel):
 
     def __init__(self, config: XGLMConfig, embed_tokens: nn.Embedding | None = None):
         super().__init__(config)
-        self.embed_tokens: nn.Embedding = embed_tokens or Embedding(
+        self.embed_tokens = embed_tokens or embedding(
             config.vocab_size, config.d_model, config.pad_token_id
         )
         self.embed_positions = SinusoidalPositions(

@@ -24,7 +24,7 @@ from xlmfam.pt.attention import Mask, causal_mask, padding_mask
 from xlmfam.pt.base import PreTrainedModel
 from xlmfam.pt.cache import KeyValueCache
 from xlmfam.pt.checks import check_range, is_cheap, known_to_be_full
-from xlmfam.pt.layers import Embedding, text_positions
+from xlmfam.pt.layers import embedding, text_positions
 from xlmfam.pt.outputs import (
     BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
@@ -103,10 +103,10 @@ class XLMModel(XLMPreTrainedModel):
         super().__init__(config)
         width, layers = config.emb_dim, range(config.n_layers)
         heads = [len(config.kept_heads(layer)) for layer in layers]
-        self.position_embeddings = Embedding(config.max_position_embeddings, width)
+        self.position_embeddings = embedding(config.max_position_embeddings, width)
         if config.uses_languages:
-            self.lang_embeddings = Embedding(config.n_langs, width)
-        self.embeddings: nn.Embedding = Embedding(config.vocab_size, width, config.pad_index)
+            self.lang_embeddings = embedding(config.n_langs, width)
+        self.embeddings = embedding(config.vocab_size, width, config.pad_index)
         self.layer_norm_emb = self._norm()
         self.attentions = nn.ModuleList(XLMAttention(config, heads[layer]) for layer in layers)
         self.layer_norm1 = nn.ModuleList(self._norm() for _ in layers)

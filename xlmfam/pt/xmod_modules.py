@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from xlmfam.common.configs.xmod import XmodConfig
 from xlmfam.pt.attention import Mask, attend, merge_heads, split_heads
 from xlmfam.pt.cache import LayerCache
-from xlmfam.pt.layers import ACTIVATION_FUNCTIONS, Embedding
+from xlmfam.pt.layers import ACTIVATION_FUNCTIONS, embedding
 from xlmfam.pt.linear import Linear
 
 
@@ -51,9 +51,9 @@ class XmodEmbeddings(nn.Module):
         width, pad = config.hidden_size, config.pad_token_id
         self.absolute = config.position_embedding_type == "absolute"
         self.dropout = config.hidden_dropout_prob
-        self.word_embeddings: nn.Embedding = Embedding(config.vocab_size, width, pad)
-        self.position_embeddings = Embedding(config.max_position_embeddings, width, pad)
-        self.token_type_embeddings = Embedding(config.type_vocab_size, width)
+        self.word_embeddings = embedding(config.vocab_size, width, pad)
+        self.position_embeddings = embedding(config.max_position_embeddings, width, pad)
+        self.token_type_embeddings = embedding(config.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, config.layer_norm_eps)
 
     def forward(self, vectors: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class XmodProjections(nn.Module):
         self.value = Linear(width, width)
         if relative:
             rows = 2 * config.max_position_embeddings - 1
-            self.distance_embedding = Embedding(rows, width // heads)
+            self.distance_embedding = embedding(rows, width // heads)
 
 
 class XmodAttentionOutput(nn.Module):
