@@ -13,21 +13,22 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 class PyTorch(LanguagesWorker):
-    def load_model(self):
+    def __init__(self, arguments):
+        super().__init__(arguments)
+        import torch
         from transformers import XmodModel
 
-        return XmodModel.from_pretrained(self.arguments.checkpoint).eval()
+        self.torch, self.cls = torch, XmodModel
+
+    def load_model(self):
+        return self.cls.from_pretrained(self.arguments.checkpoint).eval()
 
     def touch(self, model):
-        import torch
-
-        with torch.no_grad():
+        with self.torch.no_grad():
             return sum(float(p.sum()) for p in model.parameters())
 
     def encode_work(self, ids: np.ndarray, languages: np.ndarray) -> Callable[[], np.ndarray]:
-        import torch
-
-        model = self.load_model()
+        torch, model = self.torch, self.load_model()
         inputs, numbers = torch.from_numpy(ids).long(), torch.from_numpy(languages).long()
 
         def work():

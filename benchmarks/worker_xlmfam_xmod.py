@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from harness import LanguagesWorker, run
@@ -16,9 +17,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 class XmodWorker(LanguagesWorker):
-    @property
-    def first_language(self) -> list[str]:
-        return self.arguments.shape.config["languages"][:1]
+    cls: Any
+
+    def load_model(self):
+        first = self.arguments.shape.config["languages"][:1]
+        return self.cls.from_pretrained(self.arguments.checkpoint, languages=first)
 
     def code(self, languages: np.ndarray) -> str | None:
         """The code of the only language, or none where there are several."""
@@ -27,23 +30,21 @@ class XmodWorker(LanguagesWorker):
 
 
 class PyTorch(XmodWorker):
-    def load_model(self):
-        from xlmfam.pt import XmodModel
-
-        return XmodModel.from_pretrained(self.arguments.checkpoint, languages=self.first_language)
-
-    def touch(self, model):
+    def __init__(self, arguments):
+        super().__init__(arguments)
         import torch
 
-        with torch.no_grad():
+        from xlmfam.pt import XmodModel
+
+        self.torch, self.cls = torch, XmodModel
+
+    def touch(self, model):
+        with self.torch.no_grad():
             return sum(float(p.sum()) for p in model.parameters())
 
     def encode_work(self, ids: np.ndarray, languages: np.ndarray) -> Callable[[], np.ndarray]:
-        import torch
-
-        from xlmfam.pt import XmodModel
-
-        model = XmodModel.from_pretrained(self.arguments.checkpoint).eval()
+        torch = self.torch
+        model = self.cls.from_pretrained(self.arguments.checkpoint).eval()
         inputs, numbers = torch.from_numpy(ids).long(), torch.from_numpy(languages).long()
 
         def work():
@@ -54,22 +55,20 @@ class PyTorch(XmodWorker):
 
 
 class TensorFlow(XmodWorker):
-    def load_model(self):
+    def __init__(self, arguments):
+        super().__init__(arguments)
+        import tensorflow as tf
+
         from xlmfam.tf import XmodModel
 
-        return XmodModel.from_pretrained(self.arguments.checkpoint, languages=self.first_language)
+        self.tf, self.cls = tf, XmodModel
 
     def touch(self, model):
-        import tensorflow as tf
-
-        return sum(float(tf.reduce_sum(v.value)) for v in model.trainable_variables)
+        return sum(float(self.tf.reduce_sum(v.value)) for v in model.trainable_variables)
 
     def encode_work(self, ids: np.ndarray, languages: np.ndarray) -> Callable[[], np.ndarray]:
-        import tensorflow as tf
-
-        from xlmfam.tf import XmodModel
-
-        model = XmodModel.from_pretrained(self.arguments.checkpoint)
+        tf = self.tf
+        model = self.cls.from_pretrained(self.arguments.checkpoint)
         inputs, numbers = tf.constant(ids), tf.constant(languages)
         code = self.code(languages)
 
@@ -81,24 +80,22 @@ class TensorFlow(XmodWorker):
 
 
 class Flax(XmodWorker):
-    def load_model(self):
-        from xlmfam.flax import XmodModel
-
-        return XmodModel.from_pretrained(self.arguments.checkpoint, languages=self.first_language)
-
-    def touch(self, model):
-        import jax
-
-        leaves = jax.tree_util.tree_leaves(model.params)
-        return sum(float(np.asarray(leaf).sum()) for leaf in leaves)
-
-    def encode_work(self, ids: np.ndarray, languages: np.ndarray) -> Callable[[], np.ndarray]:
+    def __init__(self, arguments):
+        super().__init__(arguments)
         import jax
         import jax.numpy as jnp
 
         from xlmfam.flax import XmodModel
 
-        model = XmodModel.from_pretrained(self.arguments.checkpoint)
+        self.jax, self.jnp, self.cls = jax, jnp, XmodModel
+
+    def touch(self, model):
+        leaves = self.jax.tree_util.tree_leaves(model.params)
+        return sum(float(np.asarray(leaf).sum()) for leaf in leaves)
+
+    def encode_work(self, ids: np.ndarray, languages: np.ndarray) -> Callable[[], np.ndarray]:
+        jax, jnp = self.jax, self.jnp
+        model = self.cls.from_pretrained(self.arguments.checkpoint)
         inputs, numbers = jnp.asarray(ids), jnp.asarray(languages)
         code = self.code(languages)
 

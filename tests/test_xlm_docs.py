@@ -10,52 +10,14 @@ import numpy as np
 import pytest
 from backends import BACKENDS, get_backend
 from comparing import assert_close
+from desk import Desk, binary_cross_entropy, cross_entropy
 from tiny_xlm import make_xlm, make_xlm_tokenizer
 from tolerances import MODEL
 
 from xlmfam import AutoTokenizer, XLMTokenizer
 from xlmfam.conversion.runners import installed_backends
 
-TENSORS = {"pt": "pt", "tf": "tf", "flax": "jax"}
 GREETING = "Hello, my dog is cute"
-
-
-class Desk:
-    """A backend, and what a reader of the pages has at hand.
-
-    Args:
-        backend: Its adapter.
-        folder: Makes the checkpoint of a class.
-        tokenizer: Of all of them.
-    """
-
-    def __init__(self, backend, folder, tokenizer):
-        self.backend, self.folder, self.tokenizer = backend, folder, tokenizer
-        self.loaded = {}
-
-    def load(self, class_name, checkpoint=None, **overrides):
-        """Return a model, from the checkpoint of its own class or another one."""
-        key = (class_name, checkpoint, *overrides.items())
-        if key not in self.loaded:
-            folder = self.folder(checkpoint or class_name)
-            self.loaded[key] = self.backend.load(class_name, folder, **overrides)
-        return self.loaded[key]
-
-    def encode(self, *texts, **options):
-        """Call the tokenizer for tensors of this backend."""
-        return self.tokenizer(*texts, return_tensors=TENSORS[self.backend.name], **options)
-
-    def tensor(self, values):
-        """Return numbers as a tensor."""
-        return self.backend.tensor(np.asarray(values))
-
-    def array(self, tensor):
-        """Return a tensor as an array."""
-        return np.asarray(self.backend.array(tensor))
-
-    def loss(self, output):
-        """Return the loss; TensorFlow has one for each label."""
-        return self.array(output.loss).mean()
 
 
 @pytest.fixture(scope="module")
@@ -104,20 +66,6 @@ def agree(desks, desk):
             assert_close(came, example(desks(others[0])), MODEL, what)
 
     return check
-
-
-def cross_entropy(scores, right):
-    """Return the mean over rows of minus the logarithm of the right one's probability."""
-    scores = np.asarray(scores, np.float64)
-    log_sums = np.log(np.exp(scores - scores.max(-1, keepdims=True)).sum(-1)) + scores.max(-1)
-    chosen = np.take_along_axis(scores, np.asarray(right)[..., None], -1)[..., 0]
-    return (log_sums - chosen).mean()
-
-
-def binary_cross_entropy(scores, right):
-    """Return the mean over scores of minus the logarithm of the right answer's probability."""
-    chances = 1 / (1 + np.exp(-np.asarray(scores, np.float64)))
-    return -np.mean(np.where(np.asarray(right) == 1, np.log(chances), np.log(1 - chances)))
 
 
 # ---- the tokenizer ------------------------------------------------------------------------

@@ -71,11 +71,13 @@ def test_a_language_for_each_token(ids):
     assert error(row, model(ids, tf.constant(np.repeat(BY_TOKEN[:1], 4, 0))).logits) < MODEL
 
 
-@pytest.mark.parametrize("by_token", [False, True])
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_graphs_gather_what_eager_groups(monkeypatch, ids, by_token, jit_compile):
+@pytest.mark.parametrize(
+    ("by_token", "jit_compile", "few"),
+    [(False, False, 24), (True, True, 24), (False, True, 0), (True, False, 0)],
+)
+def test_graphs_gather_what_eager_groups(monkeypatch, ids, by_token, jit_compile, few):
     monkeypatch.setattr(xmod_languages, "BLOCK", 4)
-    monkeypatch.setattr("xlmfam.tf.xmod_modules.BLOCK", 4)
+    monkeypatch.setattr(xmod_languages, "FEW", few)
     model = build_xmod(num_hidden_layers=1)
     langs = tf.constant(BY_TOKEN if by_token else MIXED)
     expected = gradients(model, ids, langs, labels=ids)

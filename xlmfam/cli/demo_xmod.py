@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xlmfam.cli.demo import Steps
 
 FULL = Size(60, 2000, 128, 2, 4, 48, 32, 3e-3, 2.0, 200)
-QUICK = Size(10, 600, 64, 2, 4, 24, 40, 6e-3, 2.0, 30)
+QUICK = Size(10, 600, 64, 2, 4, 24, 50, 6e-3, 2.0, 30)
 STEPS = 8
 # Nothing is known of this text but its language.
 LENGTH = 4
@@ -69,7 +69,7 @@ def later(size: Size) -> Size:
 
     It meets embeddings that know nothing of its words, so its goal is a modest one.
     """
-    return replace(size, batch=24, epochs=60, rate=1e-2, goal=5.0)
+    return replace(size, batch=24, epochs=80, rate=1e-2, goal=5.0)
 
 
 class Text:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from xlmfam.tf.attention import Tensor, sizes
 
 BLOCK = 32  # tokens that share a gathered adapter
+FEW = 24  # adapters that are moved all rather than chosen from, which takes longer to compile
 
 
 @dataclass(frozen=True, eq=False)  # no tuple: Keras takes none that mix tensors with others
@@ -101,8 +102,8 @@ def gather_languages(present: tuple[str, ...], ids: Tensor) -> Languages:
 def pick(ids: Tensor, every: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
     """Return the parameters of the adapters that are named, one after the other.
 
-    A processor copies them one by one: to stack all would move every language's for each layer.
-    Elsewhere branches cost more than memory traffic does.
+    Of many, a processor copies them one by one: to stack all would move every language's for each
+    layer. Elsewhere branches cost more than memory traffic does.
 
     Args:
         ids: (N,) places in ``every``.
@@ -125,7 +126,7 @@ def pick(ids: Tensor, every: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
 
         return _pick_each(ids, adapters), gradient
 
-    if tf.config.list_logical_devices("GPU"):
+    if len(every) <= FEW or tf.config.list_logical_devices("GPU"):
         return [tf.gather(tf.stack(values), ids) for values in zip(*every, strict=True)]
     return chosen(*(value for adapter in every for value in adapter))
 

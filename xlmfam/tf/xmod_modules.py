@@ -22,7 +22,7 @@ from xlmfam.tf.layers import (
     TableLayer,
     hold_padding,
 )
-from xlmfam.tf.xmod_languages import BLOCK, Languages, pick
+from xlmfam.tf.xmod_languages import Languages, pick
 
 
 class XmodEmbeddings(TableLayer):
@@ -299,7 +299,7 @@ class XmodOutput(TableLayer):
         kernel1, bias1, kernel2, bias2 = pick(languages.ids, every)
         shape = sizes(rows)
         if languages.by_token:
-            rows = tf.reshape(rows, [-1, BLOCK, shape[-1]])
+            rows = tf.reshape(rows, [*sizes(languages.ids), -1, shape[-1]])  # in blocks
         inner = self.activation(tf.matmul(rows, kernel1) + bias1[:, None])
         return tf.reshape(tf.matmul(inner, kernel2) + bias2[:, None], shape)
 
