@@ -296,7 +296,7 @@ def _reading_table(readings: Sequence[Reading]) -> str:
         + "".join(f"<td>{_exactly(perplexity(loss))}</td>" for loss in losses.values())
         + "</tr>"
         for reading in readings
-        for how, losses in (("", reading.remembering), (", forgetful", reading.forgetful))
+        for how, losses in (("", reading.remembering), (", no memory", reading.forgetful))
     )
     verdicts = "".join(_reading_verdict(reading) for reading in readings)
     return (
