@@ -26,7 +26,6 @@ from xlmfam.conversion.sources import named_class
 PACKAGES = {"pt": "torch", "tf": "tensorflow", "flax": "flax"}
 FRAMEWORKS = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}
 BACKENDS = tuple(PACKAGES)
-FEW_LAYERS = 4
 
 
 @dataclass
@@ -124,6 +123,7 @@ def observe(
     gradients: bool = True,
     *,
     head: str | None = None,
+    jit: bool = False,
     **kwargs: Any,
 ) -> Observation:
     """Load a checkpoint in one backend and run it once, without dropout.
@@ -134,11 +134,13 @@ def observe(
         inputs: What its class takes, with labels; see `example_inputs`.
         gradients: Whether to run backwards as well.
         head: The class; by default the one that the config names.
+        jit: Compile whole calls (Flax only): few layers take less time so, while many have their
+            pieces in common.
         **kwargs: For ``from_pretrained``.
     """
     started = time.perf_counter()
     model = load(backend, name_or_path, head, **kwargs)
-    return observe_model(backend, model, inputs, gradients, started)
+    return observe_model(backend, model, inputs, gradients, started, jit)
 
 
 def observe_model(
@@ -147,10 +149,11 @@ def observe_model(
     inputs: Inputs,
     gradients: bool = True,
     started: float | None = None,
+    jit: bool = False,
 ) -> Observation:
     """Run a model that is loaded already; see `observe`."""
     started = time.perf_counter() if started is None else started
-    runner = runner_of(backend)
+    runner = FlaxRunner(jit) if jit and backend == "flax" else runner_of(backend)
     used = inputs if _has_head(model) else forward_only(inputs)
     output, loss, slopes = runner.call(model, used, gradients)
     predictions = _predictions(output, runner.array)
@@ -327,11 +330,23 @@ class TensorFlowRunner:
 
 
 class FlaxRunner:
-    """xlmfam.flax."""
+    """xlmfam.flax.
+
+    Args:
+        jit: Compile forward and backward passes as a whole.
+    """
+
+    def __init__(self, jit: bool = False):
+        self.jit = jit
 
     def forward(self, model: Any, inputs: Inputs) -> Any:
         """See `Runner`."""
-        return self._compiled(model, lambda params: self._run(model, params, inputs))(model.params)
+        import jax
+
+        def run(params: Any) -> Any:
+            return self._run(model, params, inputs)
+
+        return (jax.jit(run) if self.jit else run)(model.params)
 
     def _run(self, model: Any, params: Any, inputs: Inputs) -> Any:
         import jax.numpy as jnp
@@ -354,17 +369,11 @@ class FlaxRunner:
             return loss, output
 
         if not gradients:
-            loss, output = self._compiled(model, loss_of)(model.params)
+            loss, output = loss_of(model.params)
             return output, loss, None
-        run = self._compiled(model, jax.value_and_grad(loss_of, has_aux=True))
-        (loss, output), slopes = run(model.params)
+        run = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, output), slopes = (jax.jit(run) if self.jit else run)(model.params)
         return output, loss, slopes
-
-    def _compiled(self, model: Any, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Few layers take less time to compile as a whole; many have their pieces in common."""
-        import jax
-
-        return jax.jit(run) if model.config.num_hidden_layers <= FEW_LAYERS else run
 
     def _probed(self, output: Any, mask: Any) -> Any:
         hidden = output.last_hidden_state * mask[..., None]

@@ -36,6 +36,7 @@ def verify(
     gradients: bool = True,
     seed: int = 0,
     head: str | None = None,
+    jit: bool = False,
     **hub: Any,
 ) -> Verification:
     """Run a checkpoint in several backends, in float32, and compare everything that comes out.
@@ -55,6 +56,7 @@ def verify(
         gradients: Whether to compare gradients, which take most of the memory.
         seed: Draws the example.
         head: Class of the checkpoint where its config does not say or is wrong.
+        jit: Compile whole calls (Flax only), which is the faster way for a model of few layers.
         **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``subfolder``.
 
     Returns:
@@ -80,7 +82,9 @@ def verify(
     failures: dict[str, str] = {}
     for backend in progress_bar(chosen, "Verifying"):
         try:
-            found[backend] = observe(backend, sources[backend], inputs, gradients, head=head, **hub)
+            found[backend] = observe(
+                backend, sources[backend], inputs, gradients, head=head, jit=jit, **hub
+            )
         except (XlmfamError, ImportError, MemoryError) as error:
             failures[backend] = str(error) or type(error).__name__
     comparisons = [

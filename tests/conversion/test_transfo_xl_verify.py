@@ -37,7 +37,7 @@ SHARED = {"untie_r": False, "div_val": 1, "pre_lnorm": True, "same_length": Fals
     ],
 )
 def test_all_backends_agree(name, predictions):
-    verification = verify(GOLDEN / name)
+    verification = verify(GOLDEN / name, jit=True)
     assert verification.ok, str(verification)
     assert list(verification.backends) == list(BACKENDS)
     assert 0 < verification.largest < TOLERANCE
@@ -47,7 +47,7 @@ def test_all_backends_agree(name, predictions):
 
 @needs_two
 def test_a_model_without_a_head(tmp_path):
-    verification = verify(make(tmp_path, BASE))
+    verification = verify(make(tmp_path, BASE), jit=True)
     assert verification.ok, str(verification)
     assert verification.fields[:4] == ["embeddings", "layer 0", "layer 1", "loss"]
 

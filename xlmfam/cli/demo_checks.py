@@ -68,7 +68,7 @@ def compare(checkpoint: Path, inputs: Mapping[str, np.ndarray]) -> Heatmap:
     from xlmfam.conversion import verify
     from xlmfam.conversion.runners import FRAMEWORKS
 
-    verification = verify(checkpoint, inputs=inputs, tolerance=TOLERANCE)
+    verification = verify(checkpoint, inputs=inputs, tolerance=TOLERANCE, jit=True)
     return Heatmap(
         rows=verification.fields,
         columns=[f"{FRAMEWORKS[a]} – {FRAMEWORKS[b]}" for a, b in verification.pairs],
