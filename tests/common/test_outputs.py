@@ -11,7 +11,9 @@ from xlmfam.common.outputs import OUTPUTS, CausalLMOutputWithCrossAttentions, Ge
 from xlmfam.common.parameters import TABLES
 
 FOLDER = Path(__file__).parents[1] / "data" / "manifests"
-MANIFESTS = {name: json.loads((FOLDER / f"{name.replace('-', '_')}.json").read_text()) for name in TABLES}
+MANIFESTS = {
+    name: json.loads((FOLDER / f"{name.replace('-', '_')}.json").read_text()) for name in TABLES
+}
 DOCUMENTED = {
     model: entry
     for manifest in MANIFESTS.values()

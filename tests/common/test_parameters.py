@@ -23,7 +23,9 @@ from xlmfam.common.parameters import (
 )
 
 FOLDER = Path(__file__).parents[1] / "data" / "manifests"
-MANIFESTS = {name: json.loads((FOLDER / f"{name.replace('-', '_')}.json").read_text()) for name in TABLES}
+MANIFESTS = {
+    name: json.loads((FOLDER / f"{name.replace('-', '_')}.json").read_text()) for name in TABLES
+}
 REFUSED = {("transfo-xl", "sampled")}  # test_configs.py has what is said
 CASES = [
     (family, variant, head)

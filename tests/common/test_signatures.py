@@ -10,7 +10,8 @@ from xlmfam.common.parameters import TABLES
 
 FOLDER = Path(__file__).parents[1] / "data" / "manifests"
 MANIFESTS = {
-    name: json.loads((FOLDER / f"{name.replace('-', '_')}.json").read_text())["signatures"] for name in TABLES
+    name: json.loads((FOLDER / f"{name.replace('-', '_')}.json").read_text())["signatures"]
+    for name in TABLES
 }
 PREFIX = {"pt": "", "tf": "TF", "flax": "Flax"}
 CALL = {"pt": "forward", "tf": "call", "flax": "__call__"}
