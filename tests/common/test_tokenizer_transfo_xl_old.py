@@ -64,6 +64,9 @@ class Calls:
     def __reduce__(self):
         return self.call
 
+    def __repr__(self):  # part of a test's name, which all processes must agree on
+        return "Calls"
+
 
 # -- what the files hold ---------------------------------------------------------------------
 
