@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from xlmfam.common.checkpoints.atomic import atomic_folder
 from xlmfam.common.checkpoints.files import FORMATS, get_format
 from xlmfam.common.checkpoints.locate import resolve_file
 from xlmfam.common.checkpoints.models import (
@@ -24,12 +25,14 @@ from xlmfam.common.checkpoints.models import (
 from xlmfam.common.checkpoints.shards import parse_size
 from xlmfam.common.checkpoints.source import DTYPES
 from xlmfam.common.configs import XmodConfig
+from xlmfam.common.configs.base import CONFIG_NAME
 from xlmfam.common.errors import CheckpointError, XlmfamError
-from xlmfam.common.generation import GENERATION_CONFIG_NAME
+from xlmfam.common.generation import GENERATION_CONFIG_NAME, GenerationConfig
 from xlmfam.common.languages import language_id
 from xlmfam.common.parameters import Parameter, relayout, spell
 from xlmfam.conversion.report import Conversion
 from xlmfam.conversion.sources import OpenCheckpoint, recognise
+from xlmfam.conversion.targets import TARGETS, Work, target_module
 
 # What belongs to a tokenizer besides its vocabulary, in every family.
 TOKENIZER_FILES = (
@@ -62,7 +65,8 @@ def convert(
     Args:
         source: Folder, file of weights, or hub id.
         target: The folder to write.
-        to: ``safetensors``, ``pt``, ``tf`` or ``flax``.
+        to: ``safetensors``, ``pt``, ``tf`` or ``flax``; ``orbax``, ``keras``, ``savedmodel`` or
+            ``onnx``; or ``original``, the files that the family's own code reads.
         dtype: Name of a floating-point dtype to cast to; by default each tensor keeps its own.
         max_shard_size: Larger checkpoints are split.
         overwrite: Replace a checkpoint in ``target``; its other files stay.
@@ -82,7 +86,8 @@ def convert(
         XlmfamError: For a language that is not known.
     """
     started = time.perf_counter()
-    get_format(to)
+    if to not in TARGETS:
+        get_format(to)
     parse_size(max_shard_size)
     kind = None if dtype is None else as_dtype(dtype)
     check_target(source, target, overwrite)
@@ -92,24 +97,30 @@ def convert(
         reader = checked_reader(checkpoint, kind)
         specs = checkpoint.source.specs()
         stored = {name: specs[spelled].dtype for name, spelled in reader.plan.sources.items()}
-        copied = tokenizer_files(source, checkpoint.config.model_type, hub)
-        has_options = resolve_file(folder_of(source), GENERATION_CONFIG_NAME, **hub) is not None
-        options = load_generation_config(source, checkpoint.config, **hub) if has_options else None
+        copied = tokenizer_content(checkpoint, source, hub)
+        options = _generation_options(checkpoint, source, hub)
         total = sum(p.size for p in reader.parameters.values())
         with _bar(total * (kind or DTYPES["float32"]).itemsize, progress) as tell:
-            paths = save_parameters(
-                target,
-                checkpoint.config,
-                checkpoint.head,
-                "canonical",
-                lambda parameter: reader.read(parameter.name),
-                lambda parameter: kind or stored[parameter.name],
-                format=to,
-                max_shard_size=max_shard_size,
-                generation_config=options,
-                extra_files={name: path.read_bytes() for name, path in copied.items()},
-                progress=tell,
-                replaces=belongs_to_checkpoint(checkpoint.config.model_type),
+            work = Work(
+                checkpoint.config, checkpoint.head, reader, Path(target), dict(copied), tell
+            )
+            paths = (
+                write_target(to, work, options)
+                if to in TARGETS
+                else save_parameters(
+                    target,
+                    checkpoint.config,
+                    checkpoint.head,
+                    "canonical",
+                    lambda parameter: reader.read(parameter.name),
+                    lambda parameter: kind or stored[parameter.name],
+                    format=to,
+                    max_shard_size=max_shard_size,
+                    generation_config=options,
+                    extra_files=copied,
+                    progress=tell,
+                    replaces=belongs_to_checkpoint(checkpoint.config.model_type),
+                )
             )
         dtypes = Counter((kind or own).name for own in stored.values())
         return Conversion(
@@ -119,7 +130,7 @@ def convert(
             head=checkpoint.head,
             source_format=checkpoint.format,
             format=to,
-            files={path.name: path.stat().st_size for path in paths},
+            files={_name_in(path, target): path.stat().st_size for path in paths},
             tensors=len(stored),
             parameters=sum(reader.parameters[name].size for name in stored),
             dtypes=dict(dtypes),
@@ -129,6 +140,50 @@ def convert(
             warnings=_untrue_ties(checkpoint, reader),
             seconds=time.perf_counter() - started,
         )
+
+
+def tokenizer_content(
+    checkpoint: OpenCheckpoint, source: str | os.PathLike[str], hub: dict[str, Any]
+) -> dict[str, bytes]:
+    """Return the tokenizer's files by name, of an original release those made from its own."""
+    if checkpoint.original is not None:
+        return dict(checkpoint.original.tokenizer_files)
+    found = tokenizer_files(source, checkpoint.config.model_type, hub)
+    return {name: path.read_bytes() for name, path in found.items()}
+
+
+def _generation_options(
+    checkpoint: OpenCheckpoint, source: str | os.PathLike[str], hub: dict[str, Any]
+) -> GenerationConfig | None:
+    if checkpoint.original is not None:
+        return None
+    if resolve_file(folder_of(source), GENERATION_CONFIG_NAME, **hub) is None:
+        return None
+    return load_generation_config(source, checkpoint.config, **hub)
+
+
+def write_target(to: str, work: Work, options: GenerationConfig | None) -> list[Path]:
+    """Write one of `TARGETS` into ``work.folder``, all or nothing; returns the paths."""
+    target = work.folder.expanduser()
+    config = type(work.config).from_dict(work.config.to_dict())
+    config.architectures = [work.head.partition("(")[0]]
+    with atomic_folder(target, replaces=belongs_to_checkpoint(work.config.model_type)) as temporary:
+        work.folder = temporary
+        target_module(to).write(work)
+        for name, content in work.tokenizer_files.items():
+            if not (temporary / name).exists():
+                (temporary / name).write_bytes(content)
+        if not (temporary / CONFIG_NAME).exists():
+            (temporary / CONFIG_NAME).write_text(config.to_json_string(), encoding="utf-8")
+        if options is not None:
+            text = options.to_json_string()
+            (temporary / GENERATION_CONFIG_NAME).write_text(text, encoding="utf-8")
+        names = [p.relative_to(temporary) for p in sorted(temporary.rglob("*")) if p.is_file()]
+    return [target / name for name in names]
+
+
+def _name_in(path: Path, folder: str | os.PathLike[str]) -> str:
+    return path.relative_to(Path(folder).expanduser()).as_posix()
 
 
 def _only(config: Any, languages: Sequence[str]) -> XmodConfig:

@@ -12,6 +12,8 @@ from xlmfam.common.checkpoints.source import TensorSource
 from xlmfam.common.configs import AutoConfig, PretrainedConfig
 from xlmfam.common.errors import CheckpointError
 from xlmfam.common.parameters import LoadPlan, Table, plan_loading, table_of
+from xlmfam.conversion.originals import RELEASES, open_original
+from xlmfam.conversion.originals.base import Original
 
 # What transformers puts before the class names of its other frameworks.
 _CLASS_PREFIXES = ("TF", "Flax")
@@ -27,7 +29,8 @@ class OpenCheckpoint:
         table: The parameter table of its family.
         head: Name of its class.
         source: The open weights.
-        format: ``safetensors``, ``pt``, ``tf`` or ``flax``.
+        format: ``safetensors``, ``pt``, ``tf`` or ``flax``, or the original release.
+        original: What an original release brings besides its weights.
     """
 
     name: str
@@ -36,6 +39,7 @@ class OpenCheckpoint:
     head: str
     source: TensorSource
     format: str
+    original: Original | None = None
 
     def __enter__(self) -> OpenCheckpoint:
         return self
@@ -70,6 +74,17 @@ def recognise(
         ConfigError: When its config is missing or of a family that is not ours.
     """
     _require_something(name_or_path)
+    original = open_original(name_or_path) if format in (None, *RELEASES) else None
+    if original is not None:
+        return OpenCheckpoint(
+            os.fspath(name_or_path),
+            original.config,
+            table_of(original.config.model_type),
+            head or original.head,
+            original.source,
+            original.release,
+            original,
+        )
     config = AutoConfig.from_pretrained(name_or_path, **hub)
     table = table_of(config.model_type)
     if head is not None:

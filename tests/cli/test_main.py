@@ -118,7 +118,7 @@ def test_mistakes_in_the_words(refused):
     refused("COMMAND", *[])
     refused("invalid choice: 'fly'", "fly")
     refused("DST", "convert", "somewhere")
-    refused("'onnx'", "convert", "a", "b", "--to", "onnx")
+    refused("'gguf'", "convert", "a", "b", "--to", "gguf")
     refused("unrecognized arguments: --fast", "inspect", "a", "--fast")
     refused("--tolerance", "verify", "a", "--tolerance", "little")
     refused("at least 1", "generate", "a", "b", "--max-new-tokens", "0")

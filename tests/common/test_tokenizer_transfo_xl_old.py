@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
 
 from xlmfam import TransfoXLTokenizer
+from xlmfam.common import pickles
 from xlmfam.common.errors import CheckpointError
-from xlmfam.common.tokenizers import transfo_xl_pickle
-from xlmfam.common.tokenizers.transfo_xl_pickle import Placeholder, read_pickle
+from xlmfam.common.pickles import Placeholder, read_pickle
 from xlmfam.common.tokenizers.transfo_xl_vocabulary import read_words
 
 WORDS = ["<eos>", "the", "Café", "東", "<unk>", "@,@", "x" * 300]
@@ -234,7 +234,7 @@ def test_registered_extensions_are_not_used(tmp_path):
 
 
 def test_the_module_can_neither_import_nor_call():
-    source = Path(transfo_xl_pickle.__file__).read_text()
+    source = Path(pickles.__file__).read_text()
     assert not re.search(
         r"import_module|__import__|getattr|setattr|eval\(|exec\(|find_class", source
     )
@@ -379,7 +379,7 @@ def test_archives_that_are_not_of_torch(tmp_path, whole, message):
 
 def test_too_large(tmp_path, monkeypatch):
     path = write(tmp_path / "v.pkl", content())
-    monkeypatch.setattr(transfo_xl_pickle, "LARGEST", path.stat().st_size - 1)
+    monkeypatch.setattr(pickles, "LARGEST", path.stat().st_size - 1)
     with pytest.raises(CheckpointError, match="at most"):
         read_words(path)
     with pytest.raises(CheckpointError, match="cannot be read"):

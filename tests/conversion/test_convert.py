@@ -232,7 +232,7 @@ def test_unknown_dtype_format_and_size(tmp_path):
     source = make(tmp_path / "source")
     refused("float33", source, tmp_path / "t", dtype="float33", error=ConfigError)
     refused("int8", source, tmp_path / "t", dtype="int8", error=ConfigError)
-    refused("'onnx'; possible are safetensors", source, tmp_path / "t", "onnx")
+    refused("'gguf'; possible are safetensors", source, tmp_path / "t", "gguf")
     refused("max_shard_size", source, tmp_path / "t", max_shard_size="5 apples")
     assert not (tmp_path / "t").exists()
 

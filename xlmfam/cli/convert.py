@@ -7,6 +7,8 @@ from typing import Any
 
 from xlmfam.cli.options import (
     FORMATS,
+    RELEASES,
+    TARGETS,
     add_class_option,
     add_hub_options,
     add_languages_option,
@@ -39,12 +41,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("target", metavar="DST", help="folder to write")
     parser.add_argument(
         "--to",
-        choices=FORMATS,
+        choices=(*FORMATS, *TARGETS),
         default="safetensors",
-        help="model.safetensors (default), pytorch_model.bin, tf_model.h5 or flax_model.msgpack",
+        help="model.safetensors (default), pytorch_model.bin (pt), tf_model.h5 (tf), "
+        "flax_model.msgpack (flax), ...; original: what the family's own code reads",
     )
     parser.add_argument(
-        "--from", dest="source_format", choices=FORMATS, help="read only this format of SRC"
+        "--from",
+        dest="source_format",
+        choices=(*FORMATS, *RELEASES),
+        help="read only this format of SRC",
     )
     parser.add_argument("--dtype", help="cast to float32, bfloat16, ... (default: as stored)")
     parser.add_argument(

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 FORMATS = ("safetensors", "pt", "tf", "flax")
+# What can be written besides.
+TARGETS = ("orbax", "keras", "savedmodel", "onnx", "original")
+# What can be read besides.
+RELEASES = ("xlm", "fairseq-xglm", "fairseq-xmod", "transfo-xl", "transfo-xl-tf1")
 BACKENDS = ("pt", "tf", "flax")
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from xlmfam.common.errors import CheckpointError, XlmfamError
+from xlmfam.common.pickles import Placeholder, read_pickle
 
 from .files import write_atomically
-from .transfo_xl_pickle import Placeholder, read_pickle
 
 OLD_SUFFIXES = (".pkl", ".pickle", ".bin", ".pt", ".pth")
 # Settings of an old file that say how its vocabulary came to be.

@@ -1,11 +1,11 @@
-"""What an old vocabulary file holds, read without executing any of it.
+"""What a pickle holds, read without executing any of it.
 
-``vocab.pkl`` is a pickle and ``vocab.bin`` what ``torch.save`` makes of one: programs for a small
-machine, some of whose instructions import and call whatever they name. The machine here has no
-such instruction. Names become placeholders, and calls of them become placeholders too, but for the
-containers of the standard library, which are empty or are what they are made of. Nothing in this
-module imports, calls, hashes or compares what the file asks for, so the work is in proportion to
-the size of the file.
+An old ``vocab.pkl`` is a pickle and ``vocab.bin`` what ``torch.save`` makes of one: programs for a
+small machine, some of whose instructions import and call whatever they name. The machine here has
+no such instruction. Names become placeholders, and calls of them become placeholders too, but for
+the containers of the standard library, which are empty or are what they are made of. Nothing in
+this module imports, calls, hashes or compares what the file asks for, so the work is in proportion
+to the size of the file.
 """
 
 from __future__ import annotations
@@ -16,17 +16,27 @@ import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from xlmfam.common.errors import CheckpointError
 
 # The public vocabularies have 10 MB.
 LARGEST = 2**30
 # Older torch.save: a file of several pickles, this number the first and the object the fourth.
-_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _MAPPINGS = ("OrderedDict", "Counter", "defaultdict", "dict")
 _LISTS = ("list", "set", "frozenset", "tuple")
 _MODULES = ("builtins", "__builtin__", "collections")
+
+
+class Stream(Protocol):
+    """What a pickle is read from."""
+
+    def read(self, count: int = -1, /) -> bytes:
+        """Return up to ``count`` bytes."""
+
+    def readline(self) -> bytes:
+        """Return a line."""
 
 
 class Placeholder:
@@ -35,24 +45,30 @@ class Placeholder:
     Attributes:
         name: Module and name, for what the file imports.
         state: What the object would be filled with.
+        made_by: What would be called to make it, itself a placeholder.
+        arguments: What that would be called with.
     """
 
-    __slots__ = ("name", "state")
+    __slots__ = ("arguments", "made_by", "name", "state")
 
-    def __init__(self, name: tuple[Any, Any] | None = None):
+    def __init__(
+        self, name: tuple[Any, Any] | None = None, made_by: Any = None, arguments: Any = None
+    ):
         self.name = name
         self.state: Any = None
+        self.made_by = made_by
+        self.arguments = arguments
 
 
 def _made(function: Any, arguments: Any) -> Any:
     """Return what stands for the result of a call."""
     if not isinstance(function, Placeholder) or function.name is None:
-        return Placeholder()
+        return Placeholder(None, function, arguments)
     module, name = function.name
     if not isinstance(module, str) or not isinstance(name, str) or module not in _MODULES:
-        return Placeholder()
+        return Placeholder(None, function, arguments)
     if name not in _MAPPINGS and name not in _LISTS:
-        return Placeholder()
+        return Placeholder(None, function, arguments)
     # Not a copy: many calls for one list would otherwise ask for any amount of memory.
     filled = isinstance(arguments, tuple) and arguments and isinstance(arguments[-1], (list, dict))
     if filled:
@@ -60,23 +76,21 @@ def _made(function: Any, arguments: Any) -> Any:
     return {} if name in _MAPPINGS else []
 
 
-class _Machine:
-    """Runs the instructions of one pickle."""
+class _Instructions:
+    """What the instructions of a pickle do here."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
 
-    def run(self, stream: io.BytesIO) -> Any:
-        steps = _STEPS
-        for opcode, argument, _ in pickletools.genops(stream):
-            step = steps.get(opcode.name)
-            if step is None:
-                self.stack.append(argument)
-            else:
-                step(self, argument)
-        return self.stack.pop()
+    def made(self, function: Any, arguments: Any) -> Any:
+        """Return what stands for the result of a call, which does not happen."""
+        return _made(function, arguments)
+
+    def kept_outside(self, key: Any) -> Any:
+        """Return what stands for an object that the pickle does not hold itself."""
+        return Placeholder(None, None, key)
 
     # -- the stack ----------------------------------------------------------------------------
 
@@ -153,7 +167,7 @@ class _Machine:
 
     def call(self, _: Any) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        self.stack.append(_made(function, arguments))
+        self.stack.append(self.made(function, arguments))
 
     def call_with_names(self, _: Any) -> None:
         self.stack.pop()
@@ -171,25 +185,25 @@ class _Machine:
     def unknown(self, _: Any) -> None:
         self.stack.append(Placeholder())
 
-    def unknown_of_top(self, _: Any) -> None:
-        self.stack[-1] = Placeholder()
+    def outside(self, _: Any) -> None:
+        self.stack.append(self.kept_outside(self.stack.pop()))
 
     def nothing(self, _: Any) -> None:
         pass
 
 
-def _pushes(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
+def _pushes(make: Callable[[], Any]) -> Callable[[_Instructions, Any], None]:
     return lambda machine, _: machine.push(make())
 
 
 # By the names of pickletools. What is not here pushes its argument: numbers, strings and bytes.
-_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(("PROTO", "FRAME", "STOP", "READONLY_BUFFER"), _Machine.nothing),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.put),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
-    **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.call),
-    **dict.fromkeys(("INST", "OBJ"), _Machine.call_since_mark),
-    **dict.fromkeys(("EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER"), _Machine.unknown),
+_STEPS: dict[str, Callable[[_Instructions, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP", "READONLY_BUFFER"), _Instructions.nothing),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Instructions.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Instructions.get),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _Instructions.call),
+    **dict.fromkeys(("INST", "OBJ"), _Instructions.call_since_mark),
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER"), _Instructions.unknown),
     "NONE": _pushes(lambda: None),
     "NEWTRUE": _pushes(lambda: True),
     "NEWFALSE": _pushes(lambda: False),
@@ -203,22 +217,37 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "TUPLE3": lambda machine, _: machine.new_tuple(3),
     "LIST": lambda machine, _: machine.push(machine.since_mark()),
     "FROZENSET": lambda machine, _: machine.push(machine.since_mark()),
-    "DICT": _Machine.new_dict,
+    "DICT": _Instructions.new_dict,
     "APPEND": lambda machine, _: machine.fill([machine.stack.pop()]),
     "APPENDS": lambda machine, _: machine.fill(machine.since_mark()),
     "ADDITEMS": lambda machine, _: machine.fill(machine.since_mark()),
-    "SETITEM": _Machine.set_item,
+    "SETITEM": _Instructions.set_item,
     "SETITEMS": lambda machine, _: machine.fill_pairs(machine.since_mark()),
-    "MARK": _Machine.mark,
-    "POP": _Machine.pop,
-    "POP_MARK": _Machine.pop_all,
-    "DUP": _Machine.duplicate,
-    "GLOBAL": _Machine.named,
-    "STACK_GLOBAL": _Machine.named_on_stack,
-    "NEWOBJ_EX": _Machine.call_with_names,
-    "BINPERSID": _Machine.unknown_of_top,
-    "BUILD": _Machine.set_state,
+    "MARK": _Instructions.mark,
+    "POP": _Instructions.pop,
+    "POP_MARK": _Instructions.pop_all,
+    "DUP": _Instructions.duplicate,
+    "GLOBAL": _Instructions.named,
+    "STACK_GLOBAL": _Instructions.named_on_stack,
+    "NEWOBJ_EX": _Instructions.call_with_names,
+    "BINPERSID": _Instructions.outside,
+    "BUILD": _Instructions.set_state,
 }
+
+
+class Machine(_Instructions):
+    """Runs pickles; a subclass may know more than containers (`made`, `kept_outside`)."""
+
+    def run(self, stream: Stream) -> Any:
+        """Return what the pickle at the stream's position holds; the position moves behind it."""
+        steps = _STEPS
+        for opcode, argument, _ in pickletools.genops(cast(Any, stream)):
+            step = steps.get(opcode.name)
+            if step is None:
+                self.stack.append(argument)
+            else:
+                step(self, argument)
+        return self.stack.pop()
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
@@ -240,10 +269,10 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     stream = io.BytesIO(content)
     try:
-        value = _Machine().run(stream)
-        if type(value) is int and value == _TORCH_MAGIC:
+        value = Machine().run(stream)
+        if type(value) is int and value == TORCH_MAGIC:
             for _ in range(3):
-                value = _Machine().run(stream)
+                value = Machine().run(stream)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         # What is wrong may quote the file at any length.
         raise CheckpointError(f"{path} is damaged, or no pickle: {str(error)[:200]}") from error
