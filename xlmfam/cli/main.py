@@ -20,6 +20,7 @@ COMMANDS = (
     "convert",
     "verify",
     "inspect",
+    "diff",
     "languages",
     "generate",
     "fill",
@@ -38,6 +39,7 @@ examples:
   xlmfam convert facebook/xglm-564M xglm-tf --to tf
   xlmfam verify xglm-tf
   xlmfam inspect facebook/xglm-564M
+  xlmfam diff xglm-tf facebook/xglm-564M
   xlmfam languages facebook/xmod-base xmod-sw --add sw_KE --init-from en_XX
   xlmfam generate facebook/xglm-564M "Hello, my name is" --backend flax
   xlmfam fill FacebookAI/xlm-mlm-ende-1024 "Berlin is the <mask> of Germany." --lang en
