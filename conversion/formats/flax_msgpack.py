@@ -17,6 +17,7 @@ import numpy as np
 
 from xlmfam.common.checkpoints.raw import (
     ReadTensor,
+    aligned_empty,
     array_bytes,
     checked,
     open_binary,
@@ -62,19 +63,35 @@ class FlaxSource(TensorSource):
         """Name, shape and dtype of every leaf."""
         return dict(self._specs)
 
-    def read(self, name: str) -> np.ndarray:
-        """Read one leaf into a fresh array; see `TensorSource.read`."""
+    def _require(self, name: str) -> Leaf:
         if name not in self._leaves:
             raise unknown_name(name, self.path, self._specs)
         if self._file.closed:
             raise CheckpointError(f"{self.path}: already closed")
-        leaf = self._leaves[name]
-        buffer = np.empty(leaf.spec.nbytes, np.uint8)
+        return self._leaves[name]
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one leaf into a fresh array; see `TensorSource.read`."""
+        spec = self._require(name).spec
+        return self._read(name, 0, spec)
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read some rows; see `TensorSource.read_rows`."""
+        spec = self._require(name).spec
+        rows = TensorSpec((stop - start, *spec.shape[1:]), spec.dtype)
+        return self._read(name, start * (rows.nbytes // max(1, stop - start)), rows)
+
+    def _read(self, name: str, begin: int, spec: TensorSpec) -> np.ndarray:
+        """Read so much of a leaf from a byte of it on; its pieces need not end with a row."""
+        buffer = aligned_empty(spec.nbytes)
         done = 0
-        for offset, count in leaf.pieces:
-            read_bytes_into(self._file, offset, buffer[done : done + count], self.path)
-            done += count
-        return buffer.view(leaf.spec.dtype).reshape(leaf.spec.shape)
+        for offset, count in self._leaves[name].pieces:
+            skipped = min(begin, count)
+            begin -= skipped
+            part = buffer[done : done + count - skipped]
+            read_bytes_into(self._file, offset + skipped, part, self.path)
+            done += part.size
+        return buffer.view(spec.dtype).reshape(spec.shape)
 
     def close(self) -> None:
         """Close the file."""

@@ -130,23 +130,32 @@ class PytorchSource(TensorSource):
         """Name, shape and dtype of every tensor."""
         return dict(self._specs)
 
-    def read(self, name: str) -> np.ndarray:
-        """Read one tensor into a fresh array; see `TensorSource.read`."""
+    def _require(self, name: str) -> TensorSpec:
         if name not in self._specs:
             raise unknown_name(name, self.path, self._specs)
         if self._state is None:
             raise CheckpointError(f"{self.path}: already closed")
-        spec = self._specs[name]
+        return self._specs[name]
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one tensor into a fresh array; see `TensorSource.read`."""
+        spec = self._require(name)
+        if spec.shape:
+            return self.read_rows(name, 0, spec.shape[0])
         out = np.empty(spec.shape, spec.dtype)
-        # Large tensors in blocks of rows, so that little is mapped beside the copy.
-        rows = spec.shape[0] if spec.shape else 0
-        step = max(1, rows * _BYTES_PER_MAPPING // max(1, spec.nbytes)) if rows else 1
-        if rows <= step:
-            out[...] = self._take(name, ..., spec.nbytes)
-            return out
-        for start in range(0, rows, step):
-            block = slice(start, start + step)
-            out[block] = self._take(name, block, out[block].nbytes)
+        out[...] = self._take(name, ..., spec.nbytes)
+        return out
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read some rows; see `TensorSource.read_rows`."""
+        spec = self._require(name)
+        out = np.empty((stop - start, *spec.shape[1:]), spec.dtype)
+        # In blocks, so that little is mapped beside the copy.
+        step = max(1, len(out) * _BYTES_PER_MAPPING // max(1, out.nbytes))
+        for first in range(0, len(out), step):
+            block = out[first : first + step]
+            rows = slice(start + first, start + first + len(block))
+            block[...] = self._take(name, rows, block.nbytes)
         return out
 
     def _take(self, name: str, block: Any, nbytes: int) -> np.ndarray:

@@ -146,14 +146,26 @@ class H5Source(TensorSource):
 
     def read(self, name: str) -> np.ndarray:
         """Read one tensor into a fresh array; see `TensorSource.read`."""
+        return self._read(name, None)
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read some rows; see `TensorSource.read_rows`."""
+        return self._read(name, slice(start, stop))
+
+    def _read(self, name: str, rows: slice | None) -> np.ndarray:
         if name not in self._specs:
             raise unknown_name(name, self.path, self._specs)
         if not self._file:
             raise CheckpointError(f"{self.path}: already closed")
         first, *others = self._datasets[name]
+        spec = self._specs[name]
         try:
-            array = _read(first, self._specs[name])
-            same = all(_same_values(first, other) for other in others)
+            if rows is not None:
+                array = _read_rows(first, spec, rows)
+                same = all(_same_rows(first, other, rows) for other in others)
+            else:
+                array = _read(first, spec)
+                same = all(_same_values(first, other) for other in others)
         except _H5_ERRORS as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} is damaged: {error}") from error
         if not same:
@@ -210,6 +222,24 @@ def _read(dataset: Any, spec: TensorSpec) -> np.ndarray:
     if bits.size:
         dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, bits, _bfloat16_type())
     return bits.view(spec.dtype)
+
+
+def _read_rows(dataset: Any, spec: TensorSpec, rows: slice) -> np.ndarray:
+    import h5py
+
+    shape = (rows.stop - rows.start, *spec.shape[1:])
+    if spec.dtype != DTYPES["bfloat16"]:
+        return np.asarray(dataset[rows], spec.dtype)
+    bits = np.empty(shape, np.uint16)
+    if bits.size:
+        space = dataset.id.get_space()
+        space.select_hyperslab((rows.start, *(0 for _ in shape[1:])), shape)
+        dataset.id.read(h5py.h5s.create_simple(shape), space, bits, _bfloat16_type())
+    return bits.view(spec.dtype)
+
+
+def _same_rows(one: Any, other: Any, rows: slice) -> bool:
+    return one[rows].tobytes() == other[rows].tobytes()
 
 
 def _same_values(one: Any, other: Any) -> bool:

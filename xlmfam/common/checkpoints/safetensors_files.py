@@ -110,13 +110,24 @@ class SafetensorsSource(TensorSource):
         """Name, shape and dtype of every tensor, from the header alone."""
         return dict(self._specs)
 
-    def read(self, name: str) -> np.ndarray:
-        """Read one tensor into a fresh array; see `TensorSource.read`."""
+    def _require(self, name: str) -> TensorSpec:
         if name not in self._specs:
             raise unknown_name(name, self.path, self._specs)
         if self._file.closed:
             raise CheckpointError(f"{self.path}: already closed")
-        return read_array(self._file, self._offsets[name], self._specs[name], self.path)
+        return self._specs[name]
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one tensor into a fresh array; see `TensorSource.read`."""
+        spec = self._require(name)
+        return read_array(self._file, self._offsets[name], spec, self.path)
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read some rows; see `TensorSource.read_rows`."""
+        spec = self._require(name)
+        rows = TensorSpec((stop - start, *spec.shape[1:]), spec.dtype)
+        offset = self._offsets[name] + start * (rows.nbytes // max(1, stop - start))
+        return read_array(self._file, offset, rows, self.path)
 
     def close(self) -> None:
         """Close the file."""

@@ -193,6 +193,16 @@ class ShardedSource(TensorSource):
             raise unknown_name(name, self.path, self._specs)
         return self._shards[self._home[name]].read(name)
 
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read some rows from the tensor's shard; see `TensorSource.read_rows`."""
+        if name not in self._home:
+            raise unknown_name(name, self.path, self._specs)
+        return self._shards[self._home[name]].read_rows(name, start, stop)
+
+    def files(self) -> list[Path]:
+        """The index and the shards."""
+        return [self.path, *(file for shard in self._shards.values() for file in shard.files())]
+
     def close(self) -> None:
         """Close every shard."""
         for shard in self._shards.values():

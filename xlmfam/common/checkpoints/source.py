@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -74,6 +75,27 @@ class TensorSource(Protocol):
             CheckpointError: The name is unknown or the file is damaged.
         """
         ...
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read some rows of one tensor.
+
+        Args:
+            name: A key of `specs()`, of a tensor with at least one dimension.
+            start: The first row, counted along the first dimension.
+            stop: The row after the last.
+
+        Returns:
+            A fresh array in the layout of the file.
+
+        Raises:
+            CheckpointError: As for `read`.
+        """
+        # For readers that have no better way.
+        return self.read(name)[start:stop].copy()
+
+    def files(self) -> list[Path]:
+        """The files that the checkpoint lies in."""
+        return [Path(getattr(self, "path"))]  # noqa: B009  (every reader has one)
 
     def close(self) -> None:
         """Let go of the files; reading afterwards is an error."""
