@@ -20,11 +20,13 @@ class Piece:
         stored_as: Where it comes from, as the original calls it.
         spec: Shape and dtype in canonical layout.
         read: Gives the array.
+        read_rows: Gives the rows from one number up to another, where that takes less memory.
     """
 
     stored_as: str
     spec: TensorSpec
     read: Callable[[], np.ndarray]
+    read_rows: Callable[[int, int], np.ndarray] | None = None
 
 
 class PiecesSource(TensorSource):
@@ -56,6 +58,13 @@ class PiecesSource(TensorSource):
         if name not in self._pieces:
             raise unknown_name(name, self.path, self.specs())
         return self._pieces[name].read()
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read some rows of one parameter; see `TensorSource.read_rows`."""
+        piece = self._pieces.get(name)
+        if piece is None or piece.read_rows is None:
+            return super().read_rows(name, start, stop)
+        return piece.read_rows(start, stop)
 
     def close(self) -> None:
         """Close the file."""
