@@ -25,6 +25,7 @@ from xlmfam.common.checkpoints.source import (
     unknown_name,
 )
 from xlmfam.common.errors import CheckpointError, MissingPackageError
+from xlmfam.conversion.formats.torch_file import require_tensors_only
 
 # A mapped page counts as our memory until the file is opened anew.
 _BYTES_PER_MAPPING = 32 * 2**20
@@ -61,6 +62,7 @@ class PytorchSource(TensorSource):
         self.path = Path(path)
         self._torch = _torch()
         try:
+            require_tensors_only(self.path)
             self._mapped = zipfile.is_zipfile(self.path)
             self._identity = _identity(self.path)
             if self._mapped:

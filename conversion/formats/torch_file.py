@@ -21,7 +21,14 @@ import numpy as np
 from xlmfam.common.checkpoints.raw import aligned_empty, open_binary, read_bytes_into
 from xlmfam.common.checkpoints.source import DTYPES, TensorSpec
 from xlmfam.common.errors import CheckpointError
-from xlmfam.common.pickles import LARGEST, TORCH_MAGIC, Machine, Placeholder
+from xlmfam.common.pickles import (
+    LARGEST,
+    NO_ARCHIVE,
+    TORCH_MAGIC,
+    Machine,
+    Placeholder,
+    is_archive,
+)
 
 _STORAGES = {
     "DoubleStorage": "float64",
@@ -44,7 +51,7 @@ _PARAMETERS = {
 _LOCAL_HEADER = 30
 _MAX_DIMENSIONS = 16
 # What is raised by instructions that do not fit together.
-_DAMAGED = (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError)
+_DAMAGED = (IndexError, KeyError, TypeError, OverflowError, RecursionError, *NO_ARCHIVE)
 
 
 @dataclass(frozen=True)
@@ -107,11 +114,13 @@ class _TensorMachine(Machine):
         if len(key) > 5 and key[5] is not None:
             raise ValueError("a storage that is part of another, as before PyTorch 0.4")
         _require_count(key[4])
+        if not isinstance(key[2], str | int):
+            raise ValueError("a storage without a name")
         return Storage(str(key[2]), DTYPES[_STORAGES[name[1]]], key[4])
 
 
 def _require_count(*numbers: Any) -> None:
-    if any(type(number) is not int or number < 0 for number in numbers):
+    if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
         raise ValueError("sizes that are none")
 
 
@@ -136,6 +145,70 @@ def _span(tensor: StoredTensor) -> int:
     return 1 + sum((size - 1) * stride for size, stride in steps)
 
 
+class _SizedMachine(_TensorMachine):
+    """Remembers the storages, whose values follow after the pickle."""
+
+    def __init__(self, size: int) -> None:  # noqa: ARG002  (what screens goes by it)
+        super().__init__()
+        self.storages: dict[str, Storage] = {}
+
+    def kept_outside(self, key: Any) -> Any:
+        value = super().kept_outside(key)
+        if isinstance(value, Storage):
+            self.storages[value.key] = value
+        return value
+
+
+# What may be called to make named tensors, by those who do call it.
+_HARMLESS = {
+    *_REBUILT,
+    *_PARAMETERS,
+    ("collections", "OrderedDict"),
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("torch._utils", "_rebuild_tensor_v3"),
+    ("torch._utils", "_rebuild_sparse_tensor"),
+    ("torch.serialization", "_get_layout"),
+}
+
+
+class _Screen(_SizedMachine):
+    """Finds what is more than tensors, and tensors that are larger than the file."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._size = size
+
+    def made(self, function: Any, arguments: Any) -> Any:
+        name = function.name if isinstance(function, Placeholder) else None
+        if name not in _HARMLESS:
+            raise CheckpointError(
+                f"holds more than tensors ({'.'.join(name or ('?',))[:80]}), and reading that "
+                "would run code from the file, which xlmfam never does"
+            )
+        return Placeholder(None, function, arguments)
+
+    def kept_outside(self, key: Any) -> Any:
+        if isinstance(key, tuple) and len(key) > 4:
+            _require_count(key[4])
+            if key[4] > self._size:
+                raise ValueError(f"a tensor of {key[4]} values in {self._size} bytes")
+            if isinstance(key[1], Placeholder) and key[1].name and key[1].name[1] in _STORAGES:
+                return super().kept_outside(key)
+        return Placeholder(None, None, key)
+
+
+def require_tensors_only(path: Path) -> None:
+    """Hold a file against what PyTorch should be given to read.
+
+    Its own restricted reader still makes byte arrays and storages of any size.
+
+    Raises:
+        CheckpointError: The file is damaged, holds more than tensors, or lies about their sizes.
+    """
+    TorchFile(path, _Screen).close()
+
+
 class TorchFile:
     """One open file of ``torch.save``.
 
@@ -146,17 +219,25 @@ class TorchFile:
 
     Args:
         path: The file.
+        machine: What runs its pickle.
 
     Raises:
         CheckpointError: The file is missing or damaged, or is none of ``torch.save``.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, machine: type[_SizedMachine] = _SizedMachine):
         self.path = Path(path)
+        self._machine = machine
         self._file, self._size = open_binary(self.path)
         self._places: dict[str, tuple[int, int]] = {}  # first byte and bytes of every storage
         try:
             self.value = self._open()
+        except CheckpointError as error:
+            self._file.close()
+            text = str(error)
+            if text.startswith(str(self.path)):
+                raise
+            raise CheckpointError(f"{self.path}: {text}") from error
         except _DAMAGED as error:
             self._file.close()
             # What is wrong may quote the file at any length.
@@ -168,7 +249,7 @@ class TorchFile:
             raise
 
     def _open(self) -> Any:
-        if zipfile.is_zipfile(self.path):
+        if is_archive(self.path):
             return self._open_archive()
         return self._open_row()
 
@@ -176,8 +257,13 @@ class TorchFile:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 entries = {entry.filename: entry for entry in archive.infolist()}
-        except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise CheckpointError(f"{self.path}: truncated or damaged: {error}") from error
+                twice = len(entries) < len(archive.infolist())
+        except NO_ARCHIVE as error:
+            raise CheckpointError(
+                f"{self.path}: truncated or damaged: {str(error)[:200]}"
+            ) from error
+        if twice:
+            raise CheckpointError(f"{self.path}: damaged: it has two entries of one name")
         found = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
         if len(found) != 1:
             raise CheckpointError(f"{self.path}: an archive without one data.pkl")
@@ -193,7 +279,7 @@ class TorchFile:
         if size > min(LARGEST, self._size - start):
             raise CheckpointError(f"{self.path}: truncated, or of more settings than any model")
         self._places = {k.removeprefix(f"{folder}data/"): v for k, v in self._places.items()}
-        return _TensorMachine().run(io.BytesIO(self._bytes(start, size)))
+        return self._machine(self._size).run(io.BytesIO(self._bytes(start, size)))
 
     def _content_of(self, header: int) -> int:
         """Where the content of an archive's entry begins."""
@@ -211,16 +297,18 @@ class TorchFile:
     def _open_row(self) -> Any:
         with open(self.path, "rb") as file:
             stream = _Rest(file, self._size)
-            if _TensorMachine().run(stream) != TORCH_MAGIC:
+            if self._machine(self._size).run(stream) != TORCH_MAGIC:
                 raise CheckpointError(f"{self.path}: not a file of torch.save")
             _TensorMachine().run(stream)  # version of the format
             _TensorMachine().run(stream)  # sizes of C's types
-            machine = _SizedMachine()
+            machine = self._machine(self._size)
             value = machine.run(stream)
             keys = _TensorMachine().run(stream)
             if not isinstance(keys, list):
                 raise CheckpointError(f"{self.path}: damaged: it does not list its tensors")
-            for key in map(str, keys):
+            for key in keys:
+                if not isinstance(key, str):
+                    raise CheckpointError(f"{self.path}: damaged: it does not list its tensors")
                 storage = machine.storages[key]
                 start = file.tell() + 8  # a count precedes the values
                 count = int.from_bytes(stream.read(8), "little")
@@ -284,20 +372,6 @@ class TorchFile:
 
 def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-class _SizedMachine(_TensorMachine):
-    """Remembers the storages, whose values follow after the pickle."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.storages: dict[str, Storage] = {}
-
-    def kept_outside(self, key: Any) -> Any:
-        value = super().kept_outside(key)
-        if isinstance(value, Storage):
-            self.storages[value.key] = value
-        return value
 
 
 class _Rest:

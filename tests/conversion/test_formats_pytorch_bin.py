@@ -165,7 +165,7 @@ def test_truncated(tmp_path, zipped, part):
 def test_rubbish(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"veritable rubbish\n")
-    with pytest.raises(CheckpointError, match=r"truncated or damaged\): Unsupported operand"):
+    with pytest.raises(CheckpointError, match=r"truncated or damaged\): at position"):
         open_checkpoint(path)
 
 

@@ -5,7 +5,7 @@ small machine, some of whose instructions import and call whatever they name. Th
 no such instruction. Names become placeholders, and calls of them become placeholders too, but for
 the containers of the standard library, which are empty or are what they are made of. Nothing in
 this module imports, calls, hashes or compares what the file asks for, so the work is in proportion
-to the size of the file.
+to the size of the file; there is a limit to it and to the memory that it takes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 import io
 import os
 import pickletools
+import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +22,15 @@ from typing import Any, Protocol, cast
 
 from xlmfam.common.errors import CheckpointError
 
-# The public vocabularies have 10 MB.
-LARGEST = 2**30
+# The public vocabularies have 10 MB, that of the One Billion Word corpus has 100.
+LARGEST = 2**28
+# That one takes 12 million instructions and not quite 1 GB.
+_MOST_INSTRUCTIONS = 20_000_000
+_MOST_MEMORY = 3 * 2**29
+# About what an instruction makes us keep, besides its argument.
+_CONTAINER, _NOTE, _PUSH = 160, 130, 40
+# The list of an archive's entries; every tensor of a model has one of about 100 bytes.
+_LARGEST_DIRECTORY = 2**24
 # Older torch.save: a file of several pickles, this number the first and the object the fourth.
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _MAPPINGS = ("OrderedDict", "Counter", "defaultdict", "dict")
@@ -163,6 +172,9 @@ class _Instructions:
 
     def named_on_stack(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
+        # Tuples within tuples take as long as the file likes to be compared or shown.
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("a name that is no text")
         self.stack.append(Placeholder((module, name)))
 
     def call(self, _: Any) -> None:
@@ -235,14 +247,32 @@ _STEPS: dict[str, Callable[[_Instructions, Any], None]] = {
 }
 
 
+# What an instruction costs in memory, by its name.
+_COSTS = {
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "MARK"), _NOTE),
+    **dict.fromkeys(("EMPTY_LIST", "EMPTY_SET", "EMPTY_DICT", "LIST", "DICT"), _CONTAINER),
+    **dict.fromkeys(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"), _CONTAINER),
+    **dict.fromkeys(("GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "NEWOBJ_EX"), _CONTAINER),
+    **dict.fromkeys(("INST", "OBJ", "EXT1", "EXT2", "EXT4"), _CONTAINER),
+    **dict.fromkeys(("PERSID", "BINPERSID", "NEXT_BUFFER"), _CONTAINER),
+}
+
+
 class Machine(_Instructions):
     """Runs pickles; a subclass may know more than containers (`made`, `kept_outside`)."""
 
     def run(self, stream: Stream) -> Any:
         """Return what the pickle at the stream's position holds; the position moves behind it."""
-        steps = _STEPS
+        steps, costs = _STEPS, _COSTS
+        count, memory = _MOST_INSTRUCTIONS, _MOST_MEMORY
         for opcode, argument, _ in pickletools.genops(cast(Any, stream)):
             step = steps.get(opcode.name)
+            memory -= costs.get(opcode.name, _PUSH)
+            if argument is not None:
+                memory -= sys.getsizeof(argument)
+            count -= 1
+            if count < 0 or memory < 0:
+                raise ValueError("it has more in it than any vocabulary or model")
             if step is None:
                 self.stack.append(argument)
             else:
@@ -265,8 +295,10 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     """
     try:
         content = _content(Path(path))
-    except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (OSError, RuntimeError, *NO_ARCHIVE) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read: {str(error)[:200]}") from error
     stream = io.BytesIO(content)
     try:
         value = Machine().run(stream)
@@ -279,12 +311,41 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     return value
 
 
+# What zipfile raises for damaged archives, depending on where the damage is.
+NO_ARCHIVE = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error)
+
+
+class _Sparing(io.FileIO):
+    """A file of which nothing large can be read at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        most = _LARGEST_DIRECTORY + 1
+        data = super().read(most if size is None or size < 0 else min(size, most)) or b""
+        if len(data) > _LARGEST_DIRECTORY:
+            raise zipfile.BadZipFile("a list of more entries than any model has tensors")
+        return data
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a ZIP archive whose list of entries can be read.
+
+    Raises:
+        OSError: The file cannot be read.
+        zipfile.BadZipFile: It is damaged; see `NO_ARCHIVE` for more that may be raised.
+    """
+    with _Sparing(path) as file:
+        if not zipfile.is_zipfile(file):
+            return False
+        zipfile.ZipFile(file).close()
+    return True
+
+
 def _content(path: Path) -> bytes:
     """Return the bytes of the pickle in a file."""
     size = path.stat().st_size
     if size > LARGEST:
         raise CheckpointError(f"{path} has {size} bytes; a vocabulary has {LARGEST} at most")
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         return path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         entries = [e for e in archive.infolist() if Path(e.filename).name == "data.pkl"]
