@@ -10,19 +10,14 @@ not.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from xlmfam.common.checkpoints.raw import (
-    ReadTensor,
-    aligned_empty,
-    array_bytes,
-    checked,
-    open_binary,
-    read_bytes_into,
-)
+from xlmfam.common.checkpoints.filling import Layout
+from xlmfam.common.checkpoints.raw import aligned_empty, open_binary, read_bytes_into
 from xlmfam.common.checkpoints.source import (
     DTYPES,
     Spelling,
@@ -103,32 +98,32 @@ def open_file(path: Path) -> TensorSource:
     return FlaxSource(path)
 
 
-def write_file(
-    path: Path,
+def lay_out(
+    path: Path,  # noqa: ARG001  (all formats are called alike)
     specs: Mapping[str, TensorSpec],
-    read: ReadTensor,
     *,
-    shard: bool = False,  # noqa: ARG001  (all formats are called alike)
+    shard: bool = False,  # noqa: ARG001
     architecture: str | None = None,  # noqa: ARG001
-) -> None:
-    """Write one file, holding one leaf at a time.
+    exists: bool = False,
+) -> Layout:
+    """Say where everything goes in one file.
 
     Args:
-        path: The file to make.
+        path: The file.
         specs: The leaves, by their paths in the tree with ``/`` between.
-        read: Gives the array of a name.
         shard: Not needed by this format.
         architecture: Not needed by this format.
+        exists: Whether it is there already, from an attempt at the same that was killed.
 
     Raises:
-        CheckpointError: Two names do not fit into one tree, or an array is not what its spec
-            says.
+        CheckpointError: Two names do not fit into one tree, or a dtype cannot be stored.
     """
     for name, spec in specs.items():
         if spec.dtype.name not in DTYPES:
             raise CheckpointError(f"tensor {name!r}: .msgpack cannot hold {spec.dtype.name}")
-    with open(path, "wb") as file:
-        _Writer(file, specs, read).tree(_tree(specs))
+    plan = _Plan(specs)
+    plan.tree(_tree(specs))
+    return Layout(plan.literals(), plan.places, exists)
 
 
 def _tree(names: Mapping[str, TensorSpec]) -> dict[str, Any]:
@@ -147,16 +142,31 @@ def _tree(names: Mapping[str, TensorSpec]) -> dict[str, Any]:
     return tree
 
 
-class _Writer:
-    """Streams the tree: every header's length is known from the specs."""
+class _Plan:
+    """Walks the tree: every header's length is known from the specs.
 
-    def __init__(self, file: BinaryIO, specs: Mapping[str, TensorSpec], read: ReadTensor):
+    Attributes:
+        places: The pieces of every leaf.
+    """
+
+    def __init__(self, specs: Mapping[str, TensorSpec]):
         import msgpack
 
-        self._file = file
         self._specs = specs
-        self._read = read
         self._packer = msgpack.Packer(use_bin_type=True)
+        self._position = 0
+        self._headers: list[tuple[int, bytes]] = []
+        self.places: dict[str, list[tuple[int, int]]] = {}
+
+    def literals(self) -> list[tuple[int, bytes]]:
+        """What stands between the leaves: what has no leaf between is joined."""
+        joined: list[tuple[int, bytearray]] = []
+        for offset, data in self._headers:
+            if joined and joined[-1][0] + len(joined[-1][1]) == offset:
+                joined[-1][1].extend(data)
+            else:
+                joined.append((offset, bytearray(data)))
+        return [(offset, bytes(data)) for offset, data in joined]
 
     def tree(self, tree: Mapping[str, Any]) -> None:
         self._map_header(len(tree))
@@ -167,38 +177,43 @@ class _Writer:
             else:
                 self.tree(value)
 
+    def _add(self, data: bytes) -> None:
+        self._headers.append((self._position, data))
+        self._position += len(data)
+
     def _map_header(self, count: int) -> None:
-        self._file.write(self._packer.pack_map_header(count))
+        self._add(self._packer.pack_map_header(count))
 
     def _pack(self, value: object) -> None:
-        self._file.write(self._packer.pack(value))
+        self._add(self._packer.pack(value))
 
     def _leaf(self, name: str) -> None:
-        array = checked(name, self._specs[name], self._read)
-        if array.nbytes <= _MAX_LEAF_BYTES:
-            self._array(array)
+        spec = self._specs[name]
+        self.places[name] = []
+        if spec.nbytes <= _MAX_LEAF_BYTES:
+            self._array(name, spec)
             return
-        flat = array.reshape(-1)
-        step = max(1, _MAX_LEAF_BYTES // array.itemsize)
-        chunks = [flat[start : start + step] for start in range(0, flat.size, step)]
+        size = prod(spec.shape)
+        step = max(1, _MAX_LEAF_BYTES // spec.dtype.itemsize)
         self._map_header(3)
         self._pack(CHUNKED)
         self._pack(True)
         self._pack("shape")
-        self._pack({str(axis): size for axis, size in enumerate(array.shape)})
+        self._pack({str(axis): length for axis, length in enumerate(spec.shape)})
         self._pack("chunks")
-        self._map_header(len(chunks))
-        for number, chunk in enumerate(chunks):
+        self._map_header(-(-size // step))
+        for number, start in enumerate(range(0, size, step)):
             self._pack(str(number))
-            self._array(chunk)
+            self._array(name, TensorSpec((min(step, size - start),), spec.dtype))
 
-    def _array(self, array: np.ndarray) -> None:
+    def _array(self, name: str, spec: TensorSpec) -> None:
         inner = self._packer.pack_array_header(3)
-        inner += self._packer.pack(array.shape) + self._packer.pack(array.dtype.name)
-        inner += b"\xc6" + array.nbytes.to_bytes(4, "big")
-        length = len(inner) + array.nbytes
-        self._file.write(b"\xc9" + length.to_bytes(4, "big") + bytes([EXT_ARRAY]) + inner)
-        self._file.write(array_bytes(array))
+        inner += self._packer.pack(spec.shape) + self._packer.pack(spec.dtype.name)
+        inner += b"\xc6" + spec.nbytes.to_bytes(4, "big")
+        length = len(inner) + spec.nbytes
+        self._add(b"\xc9" + length.to_bytes(4, "big") + bytes([EXT_ARRAY]) + inner)
+        self.places[name].append((self._position, spec.nbytes))
+        self._position += spec.nbytes
 
 
 def index_name(name: str, architecture: str | None = None) -> str:  # noqa: ARG001

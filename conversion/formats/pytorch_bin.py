@@ -1,7 +1,8 @@
 """``pytorch_model.bin``: a state dict pickled by ``torch.save``.
 
 Read with ``torch.load(weights_only=True)``, whose unpickler knows tensors and containers only:
-nothing in the file is executed.
+nothing in the file is executed. Written without PyTorch, because ``torch.save`` wants all tensors
+in memory at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from xlmfam.common.checkpoints.raw import ReadTensor, checked
+from xlmfam.common.checkpoints.filling import Layout
 from xlmfam.common.checkpoints.source import (
     DTYPES,
     Spelling,
@@ -25,6 +26,7 @@ from xlmfam.common.checkpoints.source import (
     unknown_name,
 )
 from xlmfam.common.errors import CheckpointError, MissingPackageError
+from xlmfam.conversion.formats.torch_archive import TorchArchive
 from xlmfam.conversion.formats.torch_file import require_tensors_only
 
 # A mapped page counts as our memory until the file is opened anew.
@@ -206,60 +208,37 @@ def _to_numpy(tensor: Any, dtype: np.dtype) -> np.ndarray:
     return tensor.numpy()
 
 
-def _from_numpy(array: np.ndarray) -> Any:
-    import torch
-
-    # Sources may hand out read-only arrays, which torch warns about; nothing is written to them.
-    if not array.flags.writeable:
-        array = array.copy()
-    if array.dtype.name in _UNKNOWN_TO_NUMPY:
-        same_width = np.int16 if array.dtype.itemsize == 2 else np.int8
-        return torch.from_numpy(array.view(same_width)).view(getattr(torch, array.dtype.name))
-    return torch.from_numpy(array)
-
-
 def open_file(path: Path) -> TensorSource:
     """Open one file; see `PytorchSource`."""
     return PytorchSource(path)
 
 
-def write_file(
-    path: Path,
+def lay_out(
+    path: Path,  # noqa: ARG001  (all formats are called alike)
     specs: Mapping[str, TensorSpec],
-    read: ReadTensor,
     *,
-    shard: bool = False,  # noqa: ARG001  (all formats are called alike)
+    shard: bool = False,  # noqa: ARG001
     architecture: str | None = None,  # noqa: ARG001
-) -> None:
-    """Write one file. ``torch.save`` needs all its tensors at once: memory is that of a shard.
+    exists: bool = False,
+) -> Layout:
+    """Say where everything goes in one file; needs no PyTorch.
 
-    Names for which `read` gives one and the same array are stored once.
+    Names for which one and the same array or `Rows` is given are stored once.
 
     Args:
-        path: The file to make.
+        path: The file.
         specs: The tensors.
-        read: Gives the array of a name.
         shard: Not needed by this format.
         architecture: Not needed by this format.
+        exists: Whether it is there already, from an attempt at the same that was killed.
 
     Raises:
-        CheckpointError: An array is not what its spec says.
-        MissingPackageError: PyTorch is not installed.
+        CheckpointError: A dtype cannot be stored.
     """
-    torch = _torch()
-    tensors: dict[int, tuple[np.ndarray, Any]] = {}
-    state = {}
     for name, spec in specs.items():
         if spec.dtype.name not in DTYPES:
             raise CheckpointError(f"tensor {name!r}: .bin cannot hold it as {spec.dtype.name}")
-        array = checked(name, spec, read)
-        # The array is kept beside its tensor, so that its id stays its own.
-        tensors.setdefault(id(array), (array, _from_numpy(array)))
-        state[name] = tensors[id(array)][1]
-    # An open file: torch would otherwise name the archive after the temporary path, and turn a
-    # full disk into a RuntimeError.
-    with open(path, "wb") as file:
-        torch.save(state, file)
+    return TorchArchive(specs, exists)
 
 
 def index_name(name: str, architecture: str | None = None) -> str:  # noqa: ARG001

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from xlmfam.common.checkpoints.raw import ReadTensor, checked
+from xlmfam.common.checkpoints.filling import Layout, Pieces
 from xlmfam.common.checkpoints.source import (
     DTYPES,
     Spelling,
@@ -262,22 +262,22 @@ def open_file(path: Path) -> TensorSource:
     return H5Source(path)
 
 
-def write_file(
+def lay_out(
     path: Path,
     specs: Mapping[str, TensorSpec],
-    read: ReadTensor,
     *,
     shard: bool = False,
     architecture: str | None = None,
-) -> None:
-    """Write one file, holding one tensor at a time.
+    exists: bool = False,
+) -> Layout:
+    """Make one file with everything but the values, and say where these go.
 
     Args:
         path: The file to make.
         specs: The tensors.
-        read: Gives the array of a name.
         shard: Whether this is one file of several; shards have a layout of their own.
         architecture: Class of the model, such as ``XGLMForCausalLM``.
+        exists: Whether it is there already, from an attempt at the same that was killed.
 
     Raises:
         CheckpointError: The architecture is missing, or a tensor cannot be stored.
@@ -287,19 +287,38 @@ def write_file(
     groups = {"": list(specs)} if shard else _by_layer(specs)
     instance = "" if shard else f"{instance_name(architecture)}/"
     try:
-        with h5py.File(path, "w") as file:
+        if not exists:
+            with h5py.File(path, "w") as file:
+                _make_groups(file, groups, specs, instance, shard)
+        places: dict[str, Pieces] = {}
+        with h5py.File(path, "r", locking=False) as file:
             for layer, names in groups.items():
-                group = file.create_group(layer) if layer else file
-                stored = [f"{instance}{name}:0" for name in names]
-                _set_names(group, "layer_names" if shard else "weight_names", stored)
-                for name, dataset in zip(names, stored, strict=True):
-                    _write(group, dataset, checked(name, specs[name], read))
-            if not shard:
-                _set_names(file, "layer_names", [layer for layer in groups if layer != _TOP_LEVEL])
-                file.attrs["backend"] = "tensorflow"
-                file.attrs["keras_version"] = "2.15.0"
+                for name in names:
+                    place = file[f"{layer}/{instance}{name}:0"].id.get_offset()
+                    # What has no values has no place.
+                    places[name] = ((place, specs[name].nbytes),) if place is not None else ()
     except RuntimeError as error:  # how h5py reports a disk that fills up on closing
         raise CheckpointError(f"{path}: could not be written: {error}") from error
+    return Layout([], places, exists=True)
+
+
+def _make_groups(
+    file: Any,
+    groups: Mapping[str, list[str]],
+    specs: Mapping[str, TensorSpec],
+    instance: str,
+    shard: bool,
+) -> None:
+    for layer, names in groups.items():
+        group = file.create_group(layer) if layer else file
+        stored = [f"{instance}{name}:0" for name in names]
+        _set_names(group, "layer_names" if shard else "weight_names", stored)
+        for name, dataset in zip(names, stored, strict=True):
+            _make_room(group, dataset, specs[name])
+    if not shard:
+        _set_names(file, "layer_names", [layer for layer in groups if layer != _TOP_LEVEL])
+        file.attrs["backend"] = "tensorflow"
+        file.attrs["keras_version"] = "2.15.0"
 
 
 def _by_layer(names: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
@@ -321,20 +340,22 @@ def _set_names(group: Any, attribute: str, names: list[str]) -> None:
         group.attrs[f"{attribute}{number}"] = encoded[start : start + per_piece]
 
 
-def _write(group: Any, name: str, array: np.ndarray) -> None:
+def _make_room(group: Any, name: str, spec: TensorSpec) -> None:
+    """Make a dataset that has its place in the file and no values yet."""
     import h5py
 
-    if array.dtype != DTYPES["bfloat16"]:
-        if array.dtype.name not in DTYPES or array.dtype.name.startswith("float8"):
-            raise CheckpointError(f"tensor {name!r}: .h5 cannot hold it as {array.dtype.name}")
-        group.create_dataset(name, data=array)
-        return
+    if spec.dtype.name not in DTYPES or spec.dtype.name.startswith("float8"):
+        raise CheckpointError(f"tensor {name!r}: .h5 cannot hold it as {spec.dtype.name}")
+    is_bfloat16 = spec.dtype == DTYPES["bfloat16"]
+    kind = _bfloat16_type() if is_bfloat16 else h5py.h5t.py_create(spec.dtype, logical=True)
     parent, _, leaf = name.rpartition("/")
     where = group.require_group(parent) if parent else group
-    space = h5py.h5s.create_simple(array.shape) if array.shape else h5py.h5s.create(h5py.h5s.SCALAR)
-    dataset = h5py.h5d.create(where.id, leaf.encode(), _bfloat16_type(), space)
-    if array.size:
-        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, array.view(np.uint16), _bfloat16_type())
+    space = h5py.h5s.create_simple(spec.shape) if spec.shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    how.set_layout(h5py.h5d.CONTIGUOUS)
+    how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    h5py.h5d.create(where.id, leaf.encode(), kind, space, how)
 
 
 def instance_name(architecture: str | None) -> str:

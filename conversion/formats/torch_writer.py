@@ -31,6 +31,7 @@ _STORAGES = {
     "uint8": "ByteStorage",
     "bool": "BoolStorage",
 }
+_UNTYPED = ("torch.storage", "UntypedStorage")
 _ROOT = "model"  # the archive's one folder
 _VERSION = b"3\n"
 
@@ -48,13 +49,45 @@ class Tensor:
     blocks: Callable[[], Iterable[np.ndarray]]
 
 
+@dataclass(frozen=True, eq=False)
+class Made:
+    """An object that the reader makes; where one stands in several places it is made once.
+
+    Attributes:
+        name: Module and name of a function, or of a class if there is a state.
+        arguments: What it is called with.
+        state: The attributes of the object.
+    """
+
+    name: tuple[str, str]
+    arguments: tuple[Any, ...] = ()
+    state: dict[str, Any] | None = None
+
+
+def parameter_of(tensor: Tensor) -> Made:
+    """Return a tensor as a parameter of a module."""
+    hooks = Made(("collections", "OrderedDict"))
+    return Made(("torch._utils", "_rebuild_parameter"), (tensor, True, hooks))
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """What ``argparse.Namespace`` is to be when the file is read.
+
+    Attributes:
+        values: Its attributes.
+    """
+
+    values: dict[str, Any]
+
+
 def tensor_of(array: np.ndarray) -> Tensor:
     """Return the tensor of an array that is there already."""
     return Tensor(TensorSpec(array.shape, array.dtype), lambda: [array])
 
 
-class _Pickle:
-    """Writes the pickle of dicts, lists, tuples, strings, numbers and tensors.
+class StatePickle:
+    """Writes the pickle of dicts, lists, tuples, strings, numbers, tensors and what is made.
 
     Attributes:
         tensors: Those met so far, in the order of their keys.
@@ -64,11 +97,14 @@ class _Pickle:
         self.parts: list[bytes] = [b"\x80\x02"]
         self.tensors: list[Tensor] = []
         self._keys: dict[int, int] = {}
+        self._made: dict[int, int] = {}
 
     def finish(self) -> bytes:
+        """Return the pickle."""
         return b"".join([*self.parts, b"."])
 
     def add(self, value: Any) -> None:
+        """Add a value; there is to be one."""
         if value is None or isinstance(value, bool):
             self.parts.append({None: b"N", True: b"\x88", False: b"\x89"}[value])
         elif isinstance(value, int):
@@ -87,6 +123,13 @@ class _Pickle:
             self._filled(b"", value, b"t")
         elif isinstance(value, Tensor):
             self._tensor(value)
+        elif isinstance(value, Namespace):
+            self._named("argparse", "Namespace")
+            self.parts.append(b")\x81")
+            self.add(value.values)
+            self.parts.append(b"b")
+        elif isinstance(value, Made):
+            self._object(value)
         else:
             raise CheckpointError(f"a {type(value).__name__} has no place in a file of torch.save")
 
@@ -105,37 +148,58 @@ class _Pickle:
     def _named(self, module: str, name: str) -> None:
         self.parts.append(f"c{module}\n{name}\n".encode())
 
+    def _object(self, made: Made) -> None:
+        known = self._made.get(id(made))
+        if known is not None:
+            self.parts.append(b"j" + struct.pack("<I", known))
+            return
+        self._named(*made.name)
+        self.add(made.arguments)
+        if made.state is None:
+            self.parts.append(b"R")
+        else:
+            self.parts.append(b"\x81")
+            self.add(made.state)
+            self.parts.append(b"b")
+        self._made[id(made)] = len(self._made)
+        self.parts.append(b"r" + struct.pack("<I", self._made[id(made)]))
+
     def _tensor(self, tensor: Tensor) -> None:
         key = self._keys.setdefault(id(tensor), len(self.tensors))
         if key == len(self.tensors):
             self.tensors.append(tensor)
-        shape = tensor.spec.shape
-        self._named("torch._utils", "_rebuild_tensor_v2")
+        shape, dtype = tensor.spec.shape, tensor.spec.dtype
+        # Newer dtypes have no type of storage of their own, and are named beside the storage.
+        typed = dtype.name in _STORAGES
+        self._named("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
         self.parts.append(b"((")
         self.add("storage")
-        self._named("torch", _STORAGES[tensor.spec.dtype.name])
-        for part in (str(key), "cpu", prod(shape)):
+        self._named(*(("torch", _STORAGES[dtype.name]) if typed else _UNTYPED))
+        for part in (str(key), "cpu", prod(shape) if typed else tensor.spec.nbytes):
             self.add(part)
         self.parts.append(b"tQ")  # the storage, which the pickle only names
         strides = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
         for part in (0, shape, strides, False):
             self.add(part)
         self._named("collections", "OrderedDict")  # hooks, of which there are none
-        self.parts.append(b")RtR")
+        self.parts.append(b")R")
+        if not typed:
+            self._named("torch", dtype.name)
+        self.parts.append(b"tR")
 
 
 def write_torch_file(path: Path, value: Any, progress: Callable[[int], None] | None = None) -> None:
-    """Write a file that ``torch.load`` reads, also with ``weights_only=True``.
+    """Write a file that ``torch.load`` reads, and with ``weights_only=True`` if nothing is `Made`.
 
     Args:
         path: The file to make.
-        value: Dicts, lists, tuples, strings, numbers, ``None`` and `Tensor`, nested.
+        value: Dicts, lists, tuples, strings, numbers, ``None``, `Tensor` and `Made`, nested.
         progress: Called with numbers of bytes as they are written.
 
     Raises:
         CheckpointError: The value holds something else, or a tensor is not what its spec says.
     """
-    pickle = _Pickle()
+    pickle = StatePickle()
     pickle.add(value)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in (

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from xlmfam.common.checkpoints.journal import JOURNAL
 from xlmfam.common.errors import CheckpointError
 
 _MARK = ".xlmfam-saving-"
@@ -27,7 +28,9 @@ _LAST = (".index.json", "config.json")
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path, *, replaces: Callable[[str], bool]) -> Iterator[Path]:
+def atomic_folder(
+    target: Path, *, replaces: Callable[[str], bool], resume: str | None = None
+) -> Iterator[Path]:
     """Write files into a folder all at once.
 
     A folder that can be renamed changes in one step. The working directory of this process and
@@ -36,6 +39,8 @@ def atomic_folder(target: Path, *, replaces: Callable[[str], bool]) -> Iterator[
     Args:
         target: The folder; made when missing.
         replaces: Tells which files of the folder go even if no new file has their name.
+        resume: Says what is being written, in 64 letters and digits at most. What a killed
+            attempt at just the same has left is then given to the body; see `Journal`.
 
     Yields:
         The temporary folder to write into. If the body raises, the target stays as it was.
@@ -50,8 +55,8 @@ def atomic_folder(target: Path, *, replaces: Callable[[str], bool]) -> Iterator[
         if target.exists() and not target.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder", str(target))
         in_place = target.is_dir() and not _can_be_renamed(target)
-        _sweep(target)
-        with _temporary_folder(target, in_place) as temporary:
+        _sweep(target, f"{_MARK}{resume}")
+        with _temporary_folder(target, in_place, resume) as temporary:
             yield temporary
             _commit(temporary, target, replaces, in_place)
     except OSError as error:
@@ -69,12 +74,21 @@ def _can_be_renamed(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _temporary_folder(target: Path, in_place: bool) -> Iterator[Path]:
-    name = f"{_MARK}{secrets.token_hex(4)}"
-    temporary = target / name if in_place else target.parent / f".{target.name}{name}"
-    temporary.mkdir()
+def _temporary_folder(target: Path, in_place: bool, resume: str | None) -> Iterator[Path]:
+    def named(end: str) -> Path:
+        name = f"{_MARK}{end}"
+        return target / name if in_place else target.parent / f".{target.name}{name}"
+
     # The lock dies with the process: whoever can take it knows that the owner is gone.
-    lock = _lock(temporary)
+    temporary, lock = None, None
+    if resume is not None:
+        temporary = named(resume)
+        temporary.mkdir(exist_ok=True)
+        lock = _lock(temporary)
+    if lock is None or temporary is None:  # somebody is at the same right now, or nobody can tell
+        temporary = named(secrets.token_hex(4))
+        temporary.mkdir()
+        lock = _lock(temporary)
     try:
         yield temporary
     finally:
@@ -94,14 +108,17 @@ def _lock(folder: Path) -> int | None:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever had it before may have moved the folder to its place meanwhile.
+        if os.fstat(descriptor).st_ino == os.stat(folder).st_ino:
+            return descriptor
     except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        pass
+    os.close(descriptor)
+    return None
 
 
-def _sweep(target: Path) -> None:
-    """Clear away what earlier, killed saves of this folder have left."""
+def _sweep(target: Path, kept: str) -> None:
+    """Clear away what earlier, killed saves of this folder have left, but for that of a name."""
     for old in sorted(target.parent.glob(f".{_escaped(target.name)}{_OLD_MARK}*")):
         # Killed between the two renames of a system without exchange: this is the checkpoint.
         if target.exists():
@@ -111,6 +128,8 @@ def _sweep(target: Path) -> None:
     beside = target.parent.glob(f".{_escaped(target.name)}{_MARK}*")
     inside = target.glob(f"{_MARK}*")
     for leftover in [*beside, *inside]:
+        if leftover.name.endswith(kept):
+            continue
         lock = _lock(leftover)
         if lock is not None:
             shutil.rmtree(leftover, ignore_errors=True)
@@ -124,9 +143,11 @@ def _escaped(name: str) -> str:
 
 
 def _commit(temporary: Path, target: Path, replaces: Callable[[str], bool], in_place: bool) -> None:
-    new = sorted(os.listdir(temporary))
+    new = sorted(set(os.listdir(temporary)) - {JOURNAL})
     for name in new:
-        _sync(temporary / name)
+        _sync_all(temporary / name)
+    # Only now: up to here another attempt could have gone on.
+    (temporary / JOURNAL).unlink(missing_ok=True)
     if in_place:
         _replace_one_by_one(temporary, target, new, replaces)
         return
@@ -203,6 +224,14 @@ def _replace_one_by_one(
         if replaces(entry.name) and entry.name not in new and entry.is_file():
             os.unlink(entry.path)
     _sync(target)
+
+
+def _sync_all(path: Path) -> None:
+    """Force a file, or a folder with all that is in it, to the disk."""
+    if path.is_dir() and not path.is_symlink():
+        for name in sorted(os.listdir(path)):
+            _sync_all(path / name)
+    _sync(path)
 
 
 def _sync(path: Path) -> None:

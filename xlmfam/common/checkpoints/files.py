@@ -6,12 +6,14 @@ import contextlib
 import importlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xlmfam.common.checkpoints.atomic import atomic_folder
+from xlmfam.common.checkpoints.filling import fill
+from xlmfam.common.checkpoints.journal import Journal
 from xlmfam.common.checkpoints.locate import resolve_file
 from xlmfam.common.checkpoints.raw import ReadTensor
 from xlmfam.common.checkpoints.shards import (
@@ -35,7 +37,7 @@ class Format:
     Attributes:
         stem: File name without its ending.
         ending: The ending.
-        module: The module with its ``open_file``, ``write_file``, ``index_name`` and
+        module: The module with its ``open_file``, ``lay_out``, ``index_name`` and
             ``name_in_index``.
         spelling: How its tensor names are spelled.
         other_endings: Endings that a single file of this format may have besides.
@@ -195,23 +197,29 @@ def save_checkpoint(
     architecture: str | None = None,
     progress: Callable[[int], None] | None = None,
     replaces: Callable[[str], bool] | None = None,
+    resume: str | None = None,
+    last_files: Callable[[Mapping[str, int]], Mapping[str, str | bytes]] | None = None,
 ) -> list[Path]:
     """Save weights and the files that go with them, all or nothing.
 
     Earlier weights of the same format in the folder go; its other files stay, but for those that
-    ``replaces`` names. A save that fails
-    or is killed leaves the folder as it was.
+    ``replaces`` names. A save that fails or is killed leaves the folder as it was.
 
     Args:
         folder: The folder; it is made when missing.
         specs: The tensors, with names spelled as the format spells them (`Format.spelling`).
-        read: Gives the array of a name, in the layout of the format; called once per name.
+        read: Gives the array of a name, or its `Rows`, in the layout of the format; called once
+            per name.
         format: ``safetensors``, ``pt``, ``tf`` or ``flax``.
         max_shard_size: Most bytes in one file, as an int or a text like ``"500MB"``.
         extra_files: Name and content of other files, such as ``config.json``.
         architecture: Class of the model, such as ``XGLMForCausalLM``; the h5 format needs it.
-        progress: Called with the number of bytes after each tensor.
+        progress: Called with numbers of bytes as they are written.
         replaces: Tells which other files of the folder go as well.
+        resume: Says what is being saved and from what, in up to 64 letters and digits. A save
+            that was killed is taken up again by the next one that says the same.
+        last_files: Gives more files like ``extra_files`` when all else is written, from the bytes
+            of each file by name.
 
     Returns:
         The paths of the written files.
@@ -224,22 +232,52 @@ def save_checkpoint(
     _check_extra_names(extra, form)
     shards = deal(specs, parse_size(max_shard_size))
 
-    def read_and_tell(name: str) -> Any:
-        array = read(name)
-        if progress is not None:
-            progress(specs[name].nbytes)
-        return array
-
     target = Path(folder).expanduser()
-    with atomic_folder(
-        target, replaces=lambda name: form.owns(name) or bool(replaces and replaces(name))
-    ) as temporary:
-        written = _write_shards(temporary, form, shards, read_and_tell, architecture)
-        for name, content in extra.items():
-            data = content.encode() if isinstance(content, str) else content
-            (temporary / name).write_bytes(data)
-            written.append(name)
+    with (
+        atomic_folder(
+            target,
+            replaces=lambda name: form.owns(name) or bool(replaces and replaces(name)),
+            resume=resume,
+        ) as temporary,
+        _journal(temporary, resume) as journal,
+    ):
+
+        def write(name: str, specs: Mapping[str, TensorSpec], shard: bool) -> None:
+            path = temporary / name
+            exists = journal is not None and bool(journal.tensors(name))
+            layout = form.load().lay_out(
+                path, specs, shard=shard, architecture=architecture, exists=exists
+            )
+            fill(path, layout, specs, read, journal, progress)
+            if journal is not None:
+                journal.sync(path)
+
+        written = _write_shards(temporary, form, shards, write, architecture)
+        written += _write_extra(temporary, extra)
+        if last_files is not None:
+            sizes = {name: (temporary / name).stat().st_size for name in written}
+            last = dict(last_files(sizes))
+            _check_extra_names(last, form)
+            written += _write_extra(temporary, last)
     return [target / name for name in written]
+
+
+@contextlib.contextmanager
+def _journal(folder: Path, key: str | None) -> Iterator[Journal | None]:
+    if key is None:
+        yield None
+        return
+    journal = Journal(folder, key)
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+def _write_extra(folder: Path, files: Mapping[str, str | bytes]) -> list[str]:
+    for name, content in files.items():
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(files)
 
 
 def _check_extra_names(extra: Mapping[str, str | bytes], form: Format) -> None:
@@ -255,18 +293,18 @@ def _write_shards(
     folder: Path,
     form: Format,
     shards: list[dict[str, TensorSpec]],
-    read: ReadTensor,
+    write: Callable[[str, Mapping[str, TensorSpec], bool], None],
     architecture: str | None,
 ) -> list[str]:
-    module = form.load()
     if len(shards) == 1:
-        module.write_file(folder / form.single, shards[0], read, architecture=architecture)
+        write(form.single, shards[0], False)
         return [form.single]
+    module = form.load()
     weight_map: dict[str, str] = {}
     written = []
     for number, shard in enumerate(shards, start=1):
         name = form.shard(number, len(shards))
-        module.write_file(folder / name, shard, read, shard=True, architecture=architecture)
+        write(name, shard, True)
         weight_map |= {module.index_name(tensor, architecture): name for tensor in shard}
         written.append(name)
     total = sum(spec.nbytes for shard in shards for spec in shard.values())

@@ -7,16 +7,15 @@ the file stays open, so a map would show the whole checkpoint where only one ten
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from xlmfam.common.checkpoints.source import TensorSpec, describe
 from xlmfam.common.errors import CheckpointError
 
-ReadTensor = Callable[[str], np.ndarray]
 # What the frameworks' kernels want; JAX and TensorFlow take aligned arrays over without a copy.
 ALIGNMENT = 64
 
@@ -90,28 +89,64 @@ def read_array(file: BinaryIO, offset: int, spec: TensorSpec, path: Path) -> np.
     return buffer.view(spec.dtype).reshape(spec.shape)
 
 
-def checked(name: str, spec: TensorSpec, read: ReadTensor) -> np.ndarray:
-    """Read a tensor that is to be written, and hold it against what was promised.
+class Rows:
+    """A tensor that is given in blocks of rows, because it may be too large to be held.
+
+    Where one and the same object is given for two names, they are one tensor.
+
+    Args:
+        spec: Shape and dtype of the whole.
+    """
+
+    def __init__(self, spec: TensorSpec):
+        self.spec = spec
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Give the values in row-major order, in pieces of any size."""
+        raise NotImplementedError
+
+    def written(self, tell: Callable[[Any], None]) -> None:
+        """Called when all is written; calls ``tell``, maybe later, with what to remember of it."""
+        tell(None)
+
+    def remembered(self, record: Any) -> None:
+        """Called in the place of the others where an earlier attempt has written the tensor."""
+
+
+ReadTensor = Callable[[str], np.ndarray | Rows]
+
+
+def row_blocks(name: str, spec: TensorSpec, given: np.ndarray | Rows) -> Iterator[np.ndarray]:
+    """Give a tensor that is to be written piece by piece, and hold it against what was promised.
 
     Args:
         name: The tensor.
         spec: What headers and indices already say about it.
-        read: Gives the array.
+        given: Its values.
 
-    Returns:
-        The array, row-major.
+    Yields:
+        Row-major arrays of its dtype.
 
     Raises:
         CheckpointError: Shape or dtype differ from the spec.
     """
-    array = np.asarray(read(name))
-    came = TensorSpec(array.shape, array.dtype)
+    came = given.spec if isinstance(given, Rows) else TensorSpec(given.shape, given.dtype)
     if came != spec:
         raise CheckpointError(
             f"tensor {name!r} was announced as {describe(spec)} and came as {describe(came)}"
         )
-    # not ascontiguousarray: it turns a 0-d array into a 1-d one
-    return np.asarray(array, order="C")
+    if not isinstance(given, Rows):
+        # not ascontiguousarray: it turns a 0-d array into a 1-d one
+        yield np.asarray(given, order="C")
+        return
+    left = spec.nbytes
+    for block in given.blocks():
+        left -= block.nbytes
+        if block.dtype != spec.dtype or left < 0:
+            raise CheckpointError(f"tensor {name!r} came with more than {describe(spec)}")
+        yield np.asarray(block, order="C")
+    if left:
+        raise CheckpointError(f"tensor {name!r} came with {left} bytes missing")
 
 
 def array_bytes(array: np.ndarray) -> memoryview:

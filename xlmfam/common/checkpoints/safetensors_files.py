@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from xlmfam.common.checkpoints.filling import Layout, Pieces, fill
 from xlmfam.common.checkpoints.raw import (
     ReadTensor,
-    array_bytes,
-    checked,
     open_binary,
     read_array,
     read_bytes_into,
@@ -152,32 +151,49 @@ def open_file(path: Path) -> TensorSource:
     return SafetensorsSource(path)
 
 
-def write_file(
-    path: Path,
+def lay_out(
+    path: Path,  # noqa: ARG001  (all formats are called alike)
     specs: Mapping[str, TensorSpec],
-    read: ReadTensor,
     *,
-    shard: bool = False,  # noqa: ARG001  (all formats are called alike)
+    shard: bool = False,  # noqa: ARG001
     architecture: str | None = None,  # noqa: ARG001
-) -> None:
+    exists: bool = False,
+) -> Layout:
+    """Say where everything goes in one file.
+
+    Args:
+        path: The file.
+        specs: The tensors.
+        shard: Not needed by this format.
+        architecture: Not needed by this format.
+        exists: Whether it is there already, from an attempt at the same that was killed.
+
+    Raises:
+        CheckpointError: A dtype cannot be stored.
+    """
+    # Wide dtypes first, as the library does: every tensor then starts aligned to its own items.
+    names = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
+    header = _header(names, specs)
+    places: dict[str, Pieces] = {}
+    start = len(header)
+    for name in names:
+        places[name] = ((start, specs[name].nbytes),)
+        start += specs[name].nbytes
+    return Layout([(0, header)], places, exists)
+
+
+def write_file(path: Path, specs: Mapping[str, TensorSpec], read: ReadTensor) -> None:
     """Write one file, holding one tensor at a time.
 
     Args:
         path: The file to make.
         specs: The tensors.
-        read: Gives the array of a name.
-        shard: Not needed by this format.
-        architecture: Not needed by this format.
+        read: Gives the values of a name.
 
     Raises:
         CheckpointError: A dtype cannot be stored, or an array is not what its spec says.
     """
-    # Wide dtypes first, as the library does: every tensor then starts aligned to its own items.
-    names = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
-    with open(path, "wb") as file:
-        file.write(_header(names, specs))
-        for name in names:
-            file.write(array_bytes(checked(name, specs[name], read)))
+    fill(path, lay_out(path, specs), specs, read)
 
 
 def _header(names: list[str], specs: Mapping[str, TensorSpec]) -> bytes:
