@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from xlmfam.common.errors import CheckpointError
 from xlmfam.common.parameters import LoadPlan, Table, plan_loading, table_of
 from xlmfam.conversion.originals import RELEASES, open_original
 from xlmfam.conversion.originals.base import Original
+from xlmfam.conversion.sources_trained import TRAINED, Trained, open_trained
 
 # What transformers puts before the class names of its other frameworks.
 _CLASS_PREFIXES = ("TF", "Flax")
@@ -29,8 +31,10 @@ class OpenCheckpoint:
         table: The parameter table of its family.
         head: Name of its class.
         source: The open weights.
-        format: ``safetensors``, ``pt``, ``tf`` or ``flax``, or the original release.
+        format: ``safetensors``, ``pt``, ``tf`` or ``flax``, or the original release, or ``orbax``
+            or ``keras``.
         original: What an original release brings besides its weights.
+        dropped: Names in the file that are no part of the model, with the reason.
     """
 
     name: str
@@ -40,6 +44,7 @@ class OpenCheckpoint:
     source: TensorSource
     format: str
     original: Original | None = None
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> OpenCheckpoint:
         return self
@@ -49,9 +54,11 @@ class OpenCheckpoint:
 
     def plan(self) -> LoadPlan:
         """Hold the file against the table; see `plan_loading` for what is raised."""
-        return plan_loading(
+        plan = plan_loading(
             self.table, self.config, self.head, self.source.specs(), self.source.spelling
         )
+        plan.dropped |= self.dropped
+        return plan
 
 
 def recognise(
@@ -85,6 +92,10 @@ def recognise(
             original.release,
             original,
         )
+    if format in (None, *TRAINED):
+        trained = open_trained(name_or_path, head=head, format=format)
+        if trained is not None:
+            return _of_trained(os.fspath(name_or_path), trained)
     config = AutoConfig.from_pretrained(name_or_path, **hub)
     table = table_of(config.model_type)
     if head is not None:
@@ -96,6 +107,20 @@ def recognise(
         source.close()
         raise
     return OpenCheckpoint(os.fspath(name_or_path), config, table, head, source, format_of(source))
+
+
+def _of_trained(name: str, trained: Trained) -> OpenCheckpoint:
+    config, source, table = trained.config, trained.source, table_of(trained.config.model_type)
+    try:
+        if trained.head is not None:
+            table.check_class(trained.head)
+        head = trained.head or named_class(config, table) or _class_that_fits(config, table, source)
+    except BaseException:
+        source.close()
+        raise
+    return OpenCheckpoint(
+        name, config, table, head, source, trained.format, dropped=trained.dropped
+    )
 
 
 def _require_something(name_or_path: str | os.PathLike[str]) -> None:
