@@ -15,7 +15,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 
 from xlmfam.common.checkpoints.raw import read_bytes_into
-from xlmfam.common.checkpoints.source import DTYPES, TensorSpec
+from xlmfam.common.checkpoints.source import DTYPES, TensorSpec, require_possible
 from xlmfam.common.errors import CheckpointError
 
 EXT_ARRAY = 1
@@ -25,10 +25,12 @@ CHUNKED = "__msgpack_chunked_array__"
 _T = TypeVar("_T")
 
 _MAX_DEPTH = 64
-_MAX_KEY_BYTES = 2**16
-_MAX_DIMENSIONS = 64
+_MAX_KEY_BYTES = 2**10
+# Every leaf is named by its whole path.
+_MAX_PATH = 2**11
+_MAX_DIMENSIONS = 32
 # Far beyond any model's tree; bounds the time that a file of empty maps can take.
-_MAX_TOKENS = 4_000_000
+_MAX_TOKENS = 1_000_000
 # Token by first byte: kind and the number of bytes of its length or value.
 _SIZED = {
     0xC4: ("bin", 1),
@@ -176,6 +178,9 @@ class _Scanner:
 
     def _add(self, path: tuple[str, ...], leaf: Leaf, leaves: dict[str, Leaf]) -> None:
         name = "/".join(path)
+        if len(name) > _MAX_PATH:
+            raise self._damaged(f"a name of {len(name)} letters")
+        require_possible(leaf.spec.shape, f"{self._path}: {name!r}")
         if name in leaves:
             raise CheckpointError(f"{self._path}: holds {name!r} twice")
         leaves[name] = leaf

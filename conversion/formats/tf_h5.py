@@ -10,6 +10,7 @@ and ``layer_names`` lists them.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,10 @@ from xlmfam.common.errors import CheckpointError
 _TOP_LEVEL = "top_level_model_weights"
 _OLD_ROOT = "model_weights"
 _MAX_ATTRIBUTE_BYTES = 60_000
+_LARGEST_PIECE = 2**24
+# X-MOD has some four thousand.
+_MOST_LISTED = 200_000
+_LARGEST_LIST = 2**28
 # HDF5 has no type called bfloat16, but describes it: where sign, exponent and mantissa lie.
 # Readers that do not look closer get the same numbers as float32.
 _BFLOAT16_FIELDS = (15, 7, 8, 0, 7)
@@ -73,10 +78,10 @@ class H5Source(TensorSource):
 
     def _find_datasets(self) -> dict[str, list[Any]]:
         root = self._file
-        layers = _names(root, "layer_names")
-        if layers is None and isinstance(root.get(_OLD_ROOT), type(root["/"])):
-            root = root[_OLD_ROOT]
-            layers = _names(root, "layer_names")
+        layers = _names(root, "layer_names", self._size)
+        if layers is None and _OLD_ROOT in root:
+            root = self._follow(root, _OLD_ROOT)
+            layers = _names(root, "layer_names", self._size)
         if layers is None:
             raise CheckpointError(
                 f'{self.path}: has no "layer_names"; only the weight files of Keras 2, such as '
@@ -85,9 +90,14 @@ class H5Source(TensorSource):
         if _TOP_LEVEL in root and _TOP_LEVEL not in layers:
             layers = [*layers, _TOP_LEVEL]
         datasets: dict[str, list[Any]] = {}
-        for layer in layers:
+        count = 0
+        for layer in dict.fromkeys(layers):
             for name, dataset in self._datasets_of(root, layer):
                 datasets.setdefault(name, []).append(dataset)
+                count += 1
+                # A group may have any number of names, all of which list the same.
+                if count > _MOST_LISTED:
+                    raise CheckpointError(f"{self.path}: lists more weights than any model has")
         return datasets
 
     def _datasets_of(self, root: Any, layer: str) -> Iterator[tuple[str, Any]]:
@@ -97,7 +107,7 @@ class H5Source(TensorSource):
         if isinstance(found, h5py.Dataset):
             yield layer.removesuffix(":0"), found
             return
-        for name in _names(found, "weight_names") or []:
+        for name in dict.fromkeys(_names(found, "weight_names", self._size) or ()):
             yield _without_instance(name, layer), self._follow(found, name)
 
     def _follow(self, group: Any, name: str) -> Any:
@@ -133,6 +143,10 @@ class H5Source(TensorSource):
             )
         spec = TensorSpec(dataset.shape, DTYPES[dtype])
         compressed = dataset.id.get_create_plist().get_nfilters() > 0
+        # A piece is unpacked as a whole, however little of it is the tensor's.
+        piece = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
+        if piece > max(self._size, _LARGEST_PIECE):
+            raise CheckpointError(f"{self.path}: tensor {name!r} is stored in too large pieces")
         stored = self._size if compressed else dataset.id.get_storage_size()
         if dataset.is_virtual or dataset.external or spec.nbytes > min(stored, self._size):
             raise CheckpointError(
@@ -177,18 +191,40 @@ class H5Source(TensorSource):
         self._file.close()
 
 
-def _names(group: Any, attribute: str) -> list[str] | None:
+def _names(group: Any, attribute: str, size: int) -> list[str] | None:
     """A list of names from an attribute, whole or in pieces; None when there is none."""
     pieces = []
     if attribute in group.attrs:
-        pieces = [group.attrs[attribute]]
+        pieces = [attribute]
     else:
         while f"{attribute}{len(pieces)}" in group.attrs:
-            pieces.append(group.attrs[f"{attribute}{len(pieces)}"])
+            pieces.append(f"{attribute}{len(pieces)}")
     if not pieces:
         return None
-    names = [name for piece in pieces for name in np.asarray(piece).tolist()]
+    count = sum(_count_of_names(group, piece, size) for piece in pieces)
+    if count > _MOST_LISTED:
+        raise ValueError(f"{attribute} lists {count} names")
+    names = [name for piece in pieces for name in np.atleast_1d(group.attrs[piece]).tolist()]
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def _count_of_names(group: Any, attribute: str, size: int) -> int:
+    """How many names an attribute has; raises ``ValueError`` for one that is too large to read."""
+    import h5py
+
+    found = h5py.h5a.open(group.id, attribute.encode())
+    kind, count = found.get_type(), math.prod(found.shape)
+    if not count:  # Keras stores an empty list as one of numbers
+        return 0
+    if not isinstance(kind, h5py.h5t.TypeStringID):
+        raise ValueError(f"{attribute} is no list of names")
+    if kind.is_variable_str():
+        # All of them may be one and the same long one in the file.
+        if count * size > _LARGEST_LIST:
+            raise ValueError(f"{attribute} has {count} names of any length")
+    elif count * kind.get_size() > size:
+        raise ValueError(f"{attribute} is longer than the file")
+    return count
 
 
 def _without_instance(name: str, layer: str) -> str:

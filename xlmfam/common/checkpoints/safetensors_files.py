@@ -26,6 +26,7 @@ from xlmfam.common.checkpoints.source import (
     Spelling,
     TensorSource,
     TensorSpec,
+    require_possible,
     unknown_name,
 )
 from xlmfam.common.errors import CheckpointError
@@ -50,6 +51,8 @@ _DTYPE_OF_CODE = {
 _CODE_OF_DTYPE = {dtype: code for code, dtype in _DTYPE_OF_CODE.items()}
 _METADATA = "__metadata__"
 _LENGTH_BYTES = 8
+# A tensor has some 200 bytes in it, and the largest models have ten thousand.
+_MAX_HEADER_BYTES = 2**25
 
 
 class SafetensorsSource(TensorSource):
@@ -68,19 +71,27 @@ class SafetensorsSource(TensorSource):
         self.path = Path(path)
         self._file, size = open_binary(self.path)
         try:
+            header_size = self._header_size(size)
             _library_accepts(self.path)
-            self._specs, self._offsets = self._read_header(size)
+            self._specs, self._offsets = self._read_header(header_size)
         except BaseException:
             self._file.close()
             raise
 
-    def _read_header(self, size: int) -> tuple[dict[str, TensorSpec], dict[str, int]]:
+    def _header_size(self, size: int) -> int:
         length = np.empty(_LENGTH_BYTES, np.uint8)
         read_bytes_into(self._file, 0, length, self.path)
         header_size = int.from_bytes(length.tobytes(), "little")
-        # The library has checked this; checked again because the file was opened twice.
         if header_size > size - _LENGTH_BYTES:
-            raise CheckpointError(f"{self.path}: the header is longer than the file")
+            raise CheckpointError(
+                f"{self.path}: not a whole safetensors file (truncated or damaged): the header has "
+                f"{header_size} bytes, the file {size}"
+            )
+        if header_size > _MAX_HEADER_BYTES:
+            raise CheckpointError(f"{self.path}: a header of {header_size} bytes is no model's")
+        return header_size
+
+    def _read_header(self, header_size: int) -> tuple[dict[str, TensorSpec], dict[str, int]]:
         text = np.empty(header_size, np.uint8)
         read_bytes_into(self._file, _LENGTH_BYTES, text, self.path)
         header = json.loads(text.tobytes(), object_pairs_hook=self._no_duplicates)
@@ -103,6 +114,7 @@ class SafetensorsSource(TensorSource):
                 f"{self.path}: tensor {name!r} has the dtype {entry['dtype']!r}; "
                 f"readable are {', '.join(_DTYPE_OF_CODE)}"
             )
+        require_possible(tuple(entry["shape"]), f"{self.path}: tensor {name!r}")
         return TensorSpec(tuple(entry["shape"]), _DTYPE_OF_CODE[entry["dtype"]])
 
     def specs(self) -> dict[str, TensorSpec]:

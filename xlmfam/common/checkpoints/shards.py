@@ -14,7 +14,7 @@ from xlmfam.common.checkpoints.source import Spelling, TensorSource, TensorSpec,
 from xlmfam.common.errors import CheckpointError
 
 # An index names some hundred bytes per tensor; anything beyond this is no index.
-_MAX_INDEX_BYTES = 100 * 2**20
+_MAX_INDEX_BYTES = 2**24
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 10 ** (3 * (i + 1)) for i, letter in enumerate("KMGT")}
 _UNITS |= {f"{letter}IB": 2 ** (10 * (i + 1)) for i, letter in enumerate("KMGT")}

@@ -46,6 +46,22 @@ class TensorSpec:
         return prod(self.shape) * self.dtype.itemsize
 
 
+# What NumPy and HDF5 take at most; models have four.
+_MOST_DIMENSIONS = 32
+
+
+def require_possible(shape: tuple[int, ...], where: str) -> None:
+    """Raise ``CheckpointError`` for a shape that no array can have, even one without values.
+
+    Args:
+        shape: As a file has it.
+        where: File and tensor, for the message.
+    """
+    if len(shape) > _MOST_DIMENSIONS or prod(max(1, size) for size in shape) >= 2**56:
+        text = f"{len(shape)} dimensions" if len(shape) > 8 else f"the shape {shape}"
+        raise CheckpointError(f"{where} has {text}, which no array can have")
+
+
 class TensorSource(Protocol):
     """An open checkpoint.
 
