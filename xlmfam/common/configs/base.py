@@ -11,7 +11,12 @@ from typing import Any, ClassVar, TypeVar
 from xlmfam.common.errors import ConfigError
 
 CONFIG_NAME = "config.json"
-MAX_CONFIG_BYTES = 64 * 1024 * 1024
+MAX_CONFIG_BYTES = 8 * 2**20
+# Far beyond every model, and still quickly gone through.
+_MOST_LABELS = 10**6
+_MOST_LAYERS_OR_HEADS = 10**4
+_LARGEST_SIZE = 2**40
+_MOST_LEVELS = 64
 
 # What a config.json means when it does not say. Everything else is family specific.
 COMMON_DEFAULTS: dict[str, Any] = {
@@ -70,6 +75,9 @@ COMMON_DEFAULTS: dict[str, Any] = {
     "problem_type": None,
 }
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+
+# What values of the wrong types lead to.
+_NO_CONFIG = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RecursionError)
 
 Config = TypeVar("Config", bound="PretrainedConfig")
 
@@ -142,8 +150,10 @@ class PretrainedConfig:
 
     @num_labels.setter
     def num_labels(self, value: int) -> None:
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"num_labels must be a positive integer, got {value!r}")
+        if not isinstance(value, int) or not 1 <= value <= _MOST_LABELS:
+            raise ConfigError(
+                f"num_labels must be a positive integer up to {_MOST_LABELS}, got {value!r}"
+            )
         self.id2label = {index: f"LABEL_{index}" for index in range(value)}
         self.label2id = {name: index for index, name in self.id2label.items()}
 
@@ -162,6 +172,15 @@ class PretrainedConfig:
             raise ConfigError(
                 f"problem_type must be one of {PROBLEM_TYPES}, got {self.problem_type!r}"
             )
+        names = self.architectures  # type: ignore[attr-defined]
+        if names is not None and not (
+            isinstance(names, list) and all(isinstance(name, str) for name in names)
+        ):
+            raise ConfigError(f"architectures must be a list of names, got {names!r}")
+        for name in ("num_hidden_layers", "num_attention_heads"):
+            value = getattr(self, name, None)
+            if isinstance(value, int) and value > _MOST_LAYERS_OR_HEADS:
+                raise ConfigError(f"{name} must be at most {_MOST_LAYERS_OR_HEADS}, got {value}")
 
     def require_positive(self, *names: str) -> None:
         """Raise ``ConfigError`` unless every named setting is a positive integer."""
@@ -169,6 +188,8 @@ class PretrainedConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a positive integer, got {value!r}")
+            if value > _LARGEST_SIZE:
+                raise ConfigError(f"{name} is beyond any model's: {str(value)[:40]}")
 
     def require_probability(self, *names: str) -> None:
         """Raise ``ConfigError`` unless every named setting lies in [0, 1]."""
@@ -245,8 +266,9 @@ class PretrainedConfig:
             return cls(**merged)
         except ConfigError:
             raise
-        except (TypeError, AttributeError, ValueError) as error:
-            raise ConfigError(f"not a valid {cls.__name__}: {error}") from error
+        except _NO_CONFIG as error:
+            text = f"{type(error).__name__}: {error}"[:300]
+            raise ConfigError(f"not a valid {cls.__name__}: {text}") from error
 
     @classmethod
     def from_pretrained(
@@ -311,11 +333,24 @@ def parse_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} has {path.stat().st_size} bytes: too large for a config")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if _is_deep(data):
+        raise ConfigError(f"{path} has more than {_MOST_LEVELS} levels: no config has")
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds a {type(data).__name__}, not a JSON object")
     return data
+
+
+def _is_deep(data: Any) -> bool:
+    """Whether data are nested deeper than what copies and compares them can follow."""
+    level = [data]
+    for _ in range(_MOST_LEVELS):
+        parts = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [part for each in parts for part in each if isinstance(part, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def read_config_dict(name_or_path: str | os.PathLike, **hub: Any) -> dict[str, Any]:

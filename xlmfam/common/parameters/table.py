@@ -9,13 +9,17 @@ initial values, weight decay, shardings) is derived from the expanded rows.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from xlmfam.common.errors import XlmfamError
+from xlmfam.common.errors import ConfigError, XlmfamError
+
+# X-MOD has a thousand adapters.
+_MOST_OF_A_ROW = 10**5
 
 
 class Kind(Enum):
@@ -214,6 +218,8 @@ class Table:
         """Return every assignment of the indices in ``template``, in nested-loop order."""
         used = re.findall(r"{(\w+)}", template)
         ranges = [self.indices[name](config) for name in used]
+        if math.prod(map(len, ranges)) > _MOST_OF_A_ROW:
+            raise ConfigError(f"the config asks for too many of {template}")
         return [dict(zip(used, values, strict=True)) for values in itertools.product(*ranges)]
 
     def _applies(self, row: Row, config: Any, head: str) -> bool:
