@@ -42,6 +42,8 @@ TOKENIZER_FILES = (
     "tokenizer.json",
 )
 
+_LARGEST_TOKENIZER_FILE = 2**27
+
 
 def convert(
     source: str | os.PathLike[str],
@@ -149,7 +151,23 @@ def tokenizer_content(
     if checkpoint.original is not None:
         return dict(checkpoint.original.tokenizer_files)
     found = tokenizer_files(source, checkpoint.config.model_type, hub)
-    return {name: path.read_bytes() for name, path in found.items()}
+    return {name: _tokenizer_file(path) for name, path in found.items()}
+
+
+def _tokenizer_file(path: Path) -> bytes:
+    """Return the content of a file that is copied as it is."""
+    real = path.resolve()
+    # In the hub's cache all files are such links; elsewhere they could be to anything at all.
+    cached = any(real.parent == parent / "blobs" for parent in path.parent.resolve().parents)
+    if path.is_symlink() and not cached and not real.is_relative_to(path.parent.resolve()):
+        raise CheckpointError(
+            f"{path}: is a link out of its folder, to {real}; it is not copied. Put the file "
+            "itself there"
+        )
+    size = path.stat().st_size
+    if size > _LARGEST_TOKENIZER_FILE:
+        raise CheckpointError(f"{path}: has {size} bytes, too many for a file of a tokenizer")
+    return path.read_bytes()
 
 
 def _generation_options(

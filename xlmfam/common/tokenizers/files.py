@@ -15,6 +15,8 @@ from xlmfam.common.errors import CheckpointError, XlmfamError
 
 from .special_tokens import ADDITIONAL, ROLES, added_token_fields, as_added_token
 
+# The largest public tokenizer.json has 20 MB.
+_LARGEST_JSON = 2**27
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
@@ -76,8 +78,10 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is damaged, or holds no object.
     """
     try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise ValueError(f"it has {path.stat().st_size} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, and should hold an object")
