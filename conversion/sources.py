@@ -80,9 +80,11 @@ def recognise(
         CheckpointError: When nothing is there, or it is damaged or of no known class.
         ConfigError: When its config is missing or of a family that is not ours.
     """
-    _require_something(name_or_path)
     original = open_original(name_or_path) if format in (None, *RELEASES) else None
-    if original is not None:
+    if original is None:
+        # A checkpoint of TensorFlow 1 goes by what the names of its files begin with.
+        _require_something(name_or_path)
+    else:
         return OpenCheckpoint(
             os.fspath(name_or_path),
             original.config,

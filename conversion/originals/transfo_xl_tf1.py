@@ -36,6 +36,7 @@ _SCOPE = "transformer"
 _SIGN = f"{_SCOPE}/r_w_bias"
 _EPSILON = 1e-12
 _FILES = re.compile(r"(.+)\.(?:index|meta|data-\d{5}-of-\d{5})")
+_POINTER_NAME = "checkpoint"
 _POINTER = re.compile(r'^model_checkpoint_path:\s*"([^"]+)"', re.MULTILINE)
 _OPTIMIZER = re.compile(r".*/Adam(?:_1)?|beta[12]_power|global_step")
 # What a part of a layer is called here, by its canonical name.
@@ -55,9 +56,11 @@ def find(path: Path) -> Path | None:
     """Return the prefix of a checkpoint's files, or ``None`` where there is none."""
     if path.is_dir():
         return _in_folder(path)
+    if path.name == _POINTER_NAME and path.is_file():
+        return _last(path.parent)
     match = _FILES.fullmatch(path.name)
     prefix = path.with_name(match[1]) if match and path.is_file() else path
-    return prefix if _index(prefix).is_file() and not path.is_dir() else None
+    return prefix if _index(prefix).is_file() else None
 
 
 def _index(prefix: Path) -> Path:
@@ -77,7 +80,7 @@ def _in_folder(folder: Path) -> Path | None:
 
 def _last(folder: Path) -> Path | None:
     try:
-        with open(folder / "checkpoint", encoding="utf-8") as file:
+        with open(folder / _POINTER_NAME, encoding="utf-8") as file:
             pointed = _POINTER.search(file.read(2**16))
     except (OSError, ValueError):
         pointed = None
