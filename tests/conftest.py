@@ -31,6 +31,12 @@ with contextlib.suppress(ImportError):
     torch.set_num_threads(int(_THREADS))
 
 from backends import BACKENDS, get_backend  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# The same examples in every run; --hypothesis-profile=search looks for more.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("search", derandomize=False)
+settings.load_profile("same")
 
 
 def pytest_configure(config):

@@ -14,6 +14,9 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "AutoConfig": "xlmfam.common.configs",
     "AutoTokenizer": "xlmfam.common.tokenizers",
+    "LMMultiFileIterator": "xlmfam.common.corpora",
+    "LMOrderedIterator": "xlmfam.common.corpora",
+    "LMShuffledIterator": "xlmfam.common.corpora",
     "GenerationConfig": "xlmfam.common.generation",
     "PretrainedConfig": "xlmfam.common.configs",
     "TransfoXLConfig": "xlmfam.common.configs",
@@ -26,6 +29,7 @@ _EXPORTS = {
     "XLMRobertaTokenizer": "xlmfam.common.tokenizers",
     "XLMRobertaTokenizerFast": "xlmfam.common.tokenizers",
     "XmodConfig": "xlmfam.common.configs",
+    "get_lm_corpus": "xlmfam.common.corpora",
     "XLMTokenizer": "xlmfam.common.tokenizers",
 }
 

@@ -226,6 +226,7 @@ MIXED = st.lists(
 @given(st.one_of(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), MARKED, MIXED))
 @example("e\u0302\u0301 \u2460\u0301")
 @example("\u2581 \u2581a")
+@example("a\x85")  # white space to Unicode, and not to sentencepiece
 @example("\u3000<mask> \u2581<mask>\u0301  <mask>\n\n<mask> \uff1cmask> ")
 @example("\uff76\uff9e\u1112\u1161\u11ab\u1112\u314f")
 def test_slow_and_fast_agree(text):

@@ -448,5 +448,5 @@ def test_auto_classes(make, tmp_path, config):
     assert type(pt.AutoModelForCausalLM.from_config(config())) is XGLMForCausalLM
     from xlmfam import PretrainedConfig
 
-    with pytest.raises(ConfigError, match="AutoModel has no class for model_type ''; it has xglm"):
+    with pytest.raises(ConfigError, match=r"AutoModel has no class for model_type .*xglm"):
         pt.AutoModel.from_config(PretrainedConfig())

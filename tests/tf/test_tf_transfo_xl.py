@@ -322,6 +322,19 @@ def test_fit_evaluate_predict(ids, jit_compile):
     assert error(output.prediction_scores, model(ids).prediction_scores) < MODEL
 
 
+def test_what_padding_predicts_is_not_learned(ids):
+    model = build(n_layer=1)
+    mask = np.ones(ids.shape, "int32")
+    mask[0, :4] = 0
+    expected = float(model(ids, attention_mask=mask, labels=ids).loss)
+    model.compile(run_eagerly=True)
+    data = {"input_ids": ids.numpy(), "attention_mask": mask, "labels": ids.numpy()}
+    came = model.evaluate(data, batch_size=3, verbose=0)
+    np.testing.assert_allclose(came, expected, rtol=1e-5)
+    data.pop("attention_mask")
+    assert abs(model.evaluate(data, batch_size=3, verbose=0) - expected) > 1e-3
+
+
 def test_fit_with_weights_and_metrics(ids):
     model = build(n_layer=1)
     weights = np.array([1.0, 0.0, 2.0], "float32")

@@ -442,9 +442,13 @@ def initialise(rng: Array, index: int, parameter: Parameter) -> Array:
     shape = layout_shape(parameter, "flax")
     if parameter.init == "sinusoids":
         return jnp.asarray(interleaved_sinusoids(*shape))
-    if parameter.init != "normal":
+    if parameter.init not in ("normal", "uniform"):
         return jnp.full(shape, 1.0 if parameter.init == "ones" else 0.0, jnp.float32)
-    value = jax.random.normal(jax.random.fold_in(rng, index), shape, jnp.float32) * parameter.std
+    key = jax.random.fold_in(rng, index)
+    if parameter.init == "uniform":
+        value = jax.random.uniform(key, shape, jnp.float32, -parameter.bound, parameter.bound)
+    else:
+        value = jax.random.normal(key, shape, jnp.float32) * parameter.std
     if parameter.padding_row is not None:
         value = value.at[parameter.padding_row].set(0.0)
     return value

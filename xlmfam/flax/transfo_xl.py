@@ -29,13 +29,9 @@ from xlmfam.flax.outputs import (
     TransfoXLSequenceClassifierOutputWithPast,
 )
 from xlmfam.flax.transfo_xl_clusters import AdaptiveSoftmax, Words, normal
+from xlmfam.flax.transfo_xl_layers import Mems, TransfoXLModule
 from xlmfam.flax.transfo_xl_memory import ProjectedMemory
-from xlmfam.flax.transfo_xl_transformer import (
-    Mems,
-    TransfoXLModel,
-    TransfoXLModule,
-    TransfoXLPreTrainedModel,
-)
+from xlmfam.flax.transfo_xl_transformer import TransfoXLModel, TransfoXLPreTrainedModel
 
 __all__ = [
     "TransfoXLForSequenceClassification",

@@ -327,8 +327,11 @@ def initialise(value: Tensor, parameter: Parameter) -> None:
     with torch.no_grad():
         if parameter.init == "sinusoids":
             value.copy_(torch.from_numpy(interleaved_sinusoids(*value.shape)))
-        elif parameter.init == "normal":
-            value.normal_(0.0, parameter.std)
+        elif parameter.init in ("normal", "uniform"):
+            if parameter.init == "uniform":
+                value.uniform_(-parameter.bound, parameter.bound)
+            else:
+                value.normal_(0.0, parameter.std)
             if parameter.padding_row is not None:
                 value[parameter.padding_row] = 0.0
         else:

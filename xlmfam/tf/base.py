@@ -425,9 +425,12 @@ def initial(parameter: Parameter, dtype: str) -> Tensor:
     shape = layout_shape(parameter, "keras")
     if parameter.init == "sinusoids":
         return tf.constant(interleaved_sinusoids(*shape), dtype)
-    if parameter.init != "normal":
+    if parameter.init not in ("normal", "uniform"):
         return (tf.ones if parameter.init == "ones" else tf.zeros)(shape, dtype)
-    values = keras.random.normal(shape, 0.0, parameter.std, dtype=dtype)
+    if parameter.init == "uniform":
+        values = keras.random.uniform(shape, -parameter.bound, parameter.bound, dtype=dtype)
+    else:
+        values = keras.random.normal(shape, 0.0, parameter.std, dtype=dtype)
     if parameter.padding_row is not None:
         empty = tf.zeros((1, *shape[1:]), dtype)
         values = tf.tensor_scatter_nd_update(values, [[parameter.padding_row]], empty)

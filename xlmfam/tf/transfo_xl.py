@@ -188,9 +188,7 @@ class TransfoXLLMHeadModel(LabelledLogitsMixin, GenerationMixin, TransfoXLPreTra
         if labels is None:
             scores = self.project(hidden[:, -1:] if last_logits_only else hidden)
         else:
-            targets = labels[:, 1:]
-            if attention_mask is not None:  # what padding predicts means nothing
-                targets = tf.where(tf.cast(attention_mask[:, :-1], tf.bool), targets, IGNORED)
+            targets = _targets(labels, attention_mask)
             losses = self._token_losses(hidden[:, :-1], targets)
             loss = tf.reduce_sum(losses) / _count(targets)
         result = TransfoXLLMHeadModelOutput(
@@ -225,6 +223,13 @@ class TransfoXLLMHeadModel(LabelledLogitsMixin, GenerationMixin, TransfoXLPreTra
     def states(self, **arguments: Any) -> Any:
         """Run what stands below the softmax."""
         return self.transformer(**arguments)
+
+    def _for_loss(self, data: Any) -> tuple[Any, Any, Any]:
+        x, y, weights = super()._for_loss(data)
+        if y is not None and self.uses_own_loss:
+            y = tf.convert_to_tensor(y)
+            y = tf.concat([y[:, :1], _targets(y, x.get("attention_mask"))], axis=1)
+        return x, y, weights
 
     def own_loss(self, output: Any, labels: Any, weights: Tensor | None) -> Tensor:
         """Return the mean loss of predicting the next label; zero where none counts."""
@@ -405,6 +410,15 @@ def _layers(extra: dict[str, Any]) -> list[Tensor] | None:
     if "mems" not in extra:
         return None
     return tf.unstack(tf.transpose(extra["mems"], [1, 2, 0, 3]))
+
+
+def _targets(labels: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Return what each position but the last is to predict, (B, S - 1)."""
+    targets = labels[:, 1:]
+    if attention_mask is None:
+        return targets
+    # What padding predicts means nothing.
+    return tf.where(tf.cast(attention_mask[:, :-1], tf.bool), targets, IGNORED)
 
 
 def _count(targets: Tensor) -> Tensor:

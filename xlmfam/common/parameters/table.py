@@ -94,8 +94,9 @@ class Parameter:
         shape: Sizes in the canonical layout.
         axes: Logical axis per dimension.
         tied_to: ``full_name`` of the parameter it shares, or ``None``.
-        init: ``"normal"``, ``"zeros"``, ``"ones"`` or ``"sinusoids"``.
+        init: ``"normal"``, ``"uniform"``, ``"zeros"``, ``"ones"`` or ``"sinusoids"``.
         std: Standard deviation of ``"normal"`` values.
+        bound: ``"uniform"`` values lie between it and its negative.
         padding_row: Index of the row that starts as zeros, or ``None``.
         trainable: False for what is stored but never learned.
         h5_name: Name in ``tf_model.h5`` without the model-instance component.
@@ -114,6 +115,7 @@ class Parameter:
     tied_to: str | None
     init: str
     std: float
+    bound: float
     padding_row: int | None
     trainable: bool
     h5_name: str
@@ -160,6 +162,8 @@ class Table:
         ignored: Name templates that older files may carry and nobody needs, with the reason.
         aliases: Older name templates and the template of the row they mean.
         init_std: Standard deviation of ``"normal"`` initial values for a config.
+        init_bound: Bound of initial values where a config wants ``"uniform"`` ones, or ``None``;
+            rows with a standard deviation of their own stay ``"normal"``.
         indexed_sizes: Value of each size name that depends on the indices of the name too.
         h5_index: What stands between a list's name and the index in ``tf_model.h5``.
         h5_has_ties: Whether ``tf_model.h5`` lists a tied parameter again.
@@ -180,6 +184,7 @@ class Table:
     ignored: tuple[tuple[str, str], ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     indexed_sizes: Mapping[str, Callable[[Any, dict[str, Any]], int]] = field(default_factory=dict)
+    init_bound: Callable[[Any], float | None] = field(default=lambda _: None)
     h5_index: str = "."
     h5_has_ties: bool = True
     headless: tuple[str, ...] = ()
@@ -240,6 +245,10 @@ class Table:
         tied = row.tied_to.format(**values) if row.tied_to and ties else None
         transposed = row.kind is Kind.LINEAR if row.h5_transposed is None else row.h5_transposed
         padding = getattr(config, row.padding_row) if row.padding_row else None
+        init = row.init or INITIAL[row.kind]
+        bound = None if row.std else self.init_bound(config)
+        if init == "normal" and bound is not None:
+            init = "uniform"
         return Parameter(
             name=name,
             full_name=full_name,
@@ -247,8 +256,9 @@ class Table:
             shape=tuple(self._size(size, config, values) for size in row.shape),
             axes=row.axes,
             tied_to=tied,
-            init=row.init or INITIAL[row.kind],
+            init=init,
             std=getattr(config, row.std) if row.std else self.init_std(config),
+            bound=bound or 0.0,
             padding_row=padding,
             trainable=row.trainable,
             h5_name=self._h5_name(row, values),

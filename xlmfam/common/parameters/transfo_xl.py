@@ -126,6 +126,7 @@ TRANSFO_XL = Table(
         "cluster": lambda config: range(len(config.cluster_ends)),
     },
     init_std=lambda config: config.init_std,
+    init_bound=lambda config: config.init_range if config.init == "uniform" else None,
     h5_index="_._",
     rows=(
         *_attention_biases("transformer", ("r_w_bias", "r_r_bias"), when=_shares_biases),

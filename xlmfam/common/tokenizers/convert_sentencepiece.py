@@ -109,11 +109,23 @@ def repair_trailing_space(tokenizer: Tokenizer) -> None:
         return
     if any(step["type"] == "Split" and step["pattern"] == {"Regex": r" +\z"} for step in steps):
         return
-    # Earlier releases ended the normaliser with a Strip, which does no harm and is left.
+    # Earlier releases ended the normaliser with a Strip, which takes more than spaces: U+0085 too.
+    kept = [s for s in steps_of(content.get("normalizer")) if not _handles_space(s)]
+    content["normalizer"] = {"type": "Sequence", "normalizers": kept}
     tokenizer.normalizer = normalizers.Sequence(
-        [tokenizer.normalizer, normalizers.Replace(Regex(" {2,}"), " ")]
+        [
+            Tokenizer.from_str(json.dumps(content)).normalizer,
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
     )
     tokenizer.pre_tokenizer = _pre_tokenizer(True, steps[-1].get("prepend_scheme") != "never")
+
+
+def _handles_space(step: dict[str, Any]) -> bool:
+    """Say whether a step strips the end or joins spaces, as ours will in its place."""
+    if step["type"] == "Strip":
+        return step["strip_right"] and not step["strip_left"]
+    return step.get("pattern") == {"Regex": " {2,}"}
 
 
 def join_spaces_to_space(tokenizer: Tokenizer) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from .xlm_moses import MosesWords, _rewriter, rewrite_around
+from .xlm_moses import MosesWords, rewrite_around, rewriter
 from .xlm_text import normalize_punctuation
 
 _INSIDE_NUMBER = re.compile(r"(?<=\d)[,.](?=\d)")
@@ -25,7 +25,7 @@ class HyphenWords(MosesWords):
 
     def __init__(self, lang: str):
         super().__init__(lang)
-        self._hyphen = _rewriter([self._moses.AGGRESSIVE_HYPHEN_SPLIT])
+        self._hyphen = rewriter([self._moses.AGGRESSIVE_HYPHEN_SPLIT])
 
     def _pad_others(self, text: str) -> str:
         text = super()._pad_others(text)

@@ -49,7 +49,8 @@ def rewrite_around(text: str, mark: str, rewrite: Callable[[str], str]) -> str:
     return "".join(parts) + text[done:]
 
 
-def _rewriter(rules: Iterable[tuple[re.Pattern[str], str]]) -> Callable[[str], str]:
+def rewriter(rules: Iterable[tuple[re.Pattern[str], str]]) -> Callable[[str], str]:
+    """Return what applies rules to a short text, one after the other, and remembers."""
     rules = list(rules)
 
     @lru_cache(maxsize=4096)
@@ -77,8 +78,8 @@ class MosesWords:
         self._other, self._padded = source.PAD_NOT_ISALNUM
         self._is_other: dict[str, bool] = {}
         commas = (source.COMMA_SEPARATE_1, source.COMMA_SEPARATE_2, source.COMMA_SEPARATE_3)
-        self._comma = _rewriter(commas)
-        self._apostrophe = _rewriter(_apostrophe_rules(source, lang))
+        self._comma = rewriter(commas)
+        self._apostrophe = rewriter(_apostrophe_rules(source, lang))
         self._letters = _characters(source.IsAlpha)
         self._lower = _characters(source.IsLower)
         self._before_number = frozenset(source.NUMERIC_ONLY_PREFIXES)
