@@ -81,10 +81,7 @@ def recognise(
         ConfigError: When its config is missing or of a family that is not ours.
     """
     original = open_original(name_or_path) if format in (None, *RELEASES) else None
-    if original is None:
-        # A checkpoint of TensorFlow 1 goes by what the names of its files begin with.
-        _require_something(name_or_path)
-    else:
+    if original is not None:
         return OpenCheckpoint(
             os.fspath(name_or_path),
             original.config,
@@ -94,6 +91,8 @@ def recognise(
             original.release,
             original,
         )
+    # Not before: a checkpoint of TensorFlow 1 goes by what the names of its files begin with.
+    _require_something(name_or_path)
     if format in (None, *TRAINED):
         trained = open_trained(name_or_path, head=head, format=format)
         if trained is not None:
