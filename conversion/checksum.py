@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from xlmfam.common.parameters import relayout
 from xlmfam.conversion.sources import recognise
+from xlmfam.conversion.streaming import Reading, sum_of
 
 
 def checksum(source: str | os.PathLike[str] | Mapping[str, np.ndarray], **hub: Any) -> str:
@@ -25,22 +25,26 @@ def checksum(source: str | os.PathLike[str] | Mapping[str, np.ndarray], **hub: A
         64 hexadecimal digits.
     """
     if isinstance(source, Mapping):
-        return _digest(source, lambda name: np.asarray(source[name]))
+        arrays = {name: np.asarray(array) for name, array in source.items()}
+        return whole_checksum(
+            {name: (a.dtype.name, a.shape, sum_of([a])) for name, a in arrays.items()}
+        )
     with recognise(source, **hub) as checkpoint:
         plan = checkpoint.plan()
         parameters = checkpoint.table.expand(checkpoint.config, checkpoint.head)
+        found = {}
+        for name, stored in plan.sources.items():
+            reading = Reading(checkpoint.source, stored, parameters[name])
+            spec = reading.spec(reading.is_turned)
+            found[name] = (spec.dtype.name, spec.shape, sum_of(reading.canonical()))
+        return whole_checksum(found)
 
-        def read(name: str) -> np.ndarray:
-            array = checkpoint.source.read(plan.sources[name])
-            return relayout(array, parameters[name], checkpoint.source.spelling, "canonical")
 
-        return _digest(plan.sources, read)
+def whole_checksum(tensors: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:
+    """Return the checksum of a checkpoint from those of its tensors.
 
-
-def _digest(names: Iterable[str], read: Callable[[str], np.ndarray]) -> str:
-    result = hashlib.sha256()
-    for name in sorted(names):
-        array = np.ascontiguousarray(read(name))
-        result.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        result.update(array.reshape(-1).view(np.uint8).data)
-    return result.hexdigest()
+    Args:
+        tensors: Dtype, canonical shape and SHA-256 of the bytes in canonical layout, by name.
+    """
+    lines = [f"{name} {' '.join(map(str, tensors[name]))}\n" for name in sorted(tensors)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xlmfam.common.checkpoints.atomic import atomic_folder
+from xlmfam import __version__
 from xlmfam.common.checkpoints.files import FORMATS, get_format
 from xlmfam.common.checkpoints.locate import resolve_file
-from xlmfam.common.checkpoints.models import (
-    ParameterReader,
-    as_dtype,
-    load_generation_config,
-    save_parameters,
-)
+from xlmfam.common.checkpoints.models import ParameterReader, as_dtype, load_generation_config
 from xlmfam.common.checkpoints.shards import parse_size
 from xlmfam.common.checkpoints.source import DTYPES
 from xlmfam.common.configs import XmodConfig
-from xlmfam.common.configs.base import CONFIG_NAME
 from xlmfam.common.errors import CheckpointError, XlmfamError
 from xlmfam.common.generation import GENERATION_CONFIG_NAME, GenerationConfig
 from xlmfam.common.languages import language_id
-from xlmfam.common.parameters import Parameter, relayout, spell
-from xlmfam.conversion.report import Conversion
+from xlmfam.conversion.checksum import whole_checksum
+from xlmfam.conversion.report import REPORT_FILES, CarriedTensor, Conversion
+from xlmfam.conversion.report_html import html_page
 from xlmfam.conversion.sources import OpenCheckpoint, recognise
-from xlmfam.conversion.targets import TARGETS, Work, target_module
+from xlmfam.conversion.targets import TARGETS, Work
+from xlmfam.conversion.writing import (
+    Written,
+    source_files,
+    untrue_ties,
+    write_format,
+    write_target,
+)
 
 # What belongs to a tokenizer besides its vocabulary, in every family.
 TOKENIZER_FILES = (
@@ -93,55 +98,128 @@ def convert(
     parse_size(max_shard_size)
     kind = None if dtype is None else as_dtype(dtype)
     check_target(source, target, overwrite)
+    asked = {
+        "to": to,
+        "dtype": dtype,
+        "max_shard_size": max_shard_size,
+        "languages": None if languages is None else list(languages),
+        "head": head,
+        "source_format": source_format,
+    }
     with recognise(source, head=head, format=source_format, **hub) as checkpoint:
         if languages is not None:
             checkpoint.config = _only(checkpoint.config, languages)
         reader = checked_reader(checkpoint, kind)
-        specs = checkpoint.source.specs()
-        stored = {name: specs[spelled].dtype for name, spelled in reader.plan.sources.items()}
         copied = tokenizer_content(checkpoint, source, hub)
         options = _generation_options(checkpoint, source, hub)
+        warnings = untrue_ties(checkpoint.source, reader)
         total = sum(p.size for p in reader.parameters.values())
+        written, told = Written(), []
+
+        def last_files(sizes: Mapping[str, int]) -> dict[str, bytes]:
+            told.append(
+                Conversion(
+                    source=os.fspath(source),
+                    target=Path(target),
+                    files=dict(sizes),
+                    copied=sorted(copied),
+                    warnings=warnings,
+                    seconds=time.perf_counter() - started,
+                    options=asked,
+                    **_carried(checkpoint, reader, to, written),
+                )
+            )
+            return report_files(told[-1])
+
         with _bar(total * (kind or DTYPES["float32"]).itemsize, progress) as tell:
             work = Work(
                 checkpoint.config, checkpoint.head, reader, Path(target), dict(copied), tell
             )
-            paths = (
-                write_target(to, work, options)
-                if to in TARGETS
-                else save_parameters(
-                    target,
-                    checkpoint.config,
-                    checkpoint.head,
-                    "canonical",
-                    lambda parameter: reader.read(parameter.name),
-                    lambda parameter: kind or stored[parameter.name],
-                    format=to,
-                    max_shard_size=max_shard_size,
-                    generation_config=options,
-                    extra_files=copied,
-                    progress=tell,
-                    replaces=belongs_to_checkpoint(checkpoint.config.model_type),
+            about = {
+                "options": options,
+                "replaces": belongs_to_checkpoint(checkpoint.config.model_type),
+                "last_files": last_files,
+            }
+            if to in TARGETS:
+                paths = write_target(to, work, written, **about)
+            else:
+                paths = write_format(
+                    work, to, written, max_shard_size=max_shard_size, settings=asked, **about
                 )
+        files = {_name_in(path, target): path.stat().st_size for path in paths}
+        return replace(told[-1], files=files, seconds=time.perf_counter() - started)
+
+
+def _carried(
+    checkpoint: OpenCheckpoint, reader: ParameterReader, to: str, written: Written
+) -> dict[str, Any]:
+    """What the report says of the weights."""
+    specs = checkpoint.source.specs()
+    original_name = getattr(checkpoint.source, "stored_as", lambda name: name)
+    tensors = []
+    for name, stored in reader.plan.sources.items():
+        own = specs[stored].dtype
+        places = written.places.get(name, ())
+        tensors.append(
+            CarriedTensor(
+                name=name,
+                stored_as=original_name(stored),
+                written_as=[place for place, _ in places],
+                files=sorted({file for _, file in places}),
+                shape=reader.parameters[name].shape,
+                source_dtype=own.name,
+                dtype=(reader.dtype or own).name,
+                transposed=name in written.turned,
+                sha256=written.sums[name],
             )
-        dtypes = Counter((kind or own).name for own in stored.values())
-        return Conversion(
-            source=os.fspath(source),
-            target=Path(target),
-            family=checkpoint.config.model_type,
-            head=checkpoint.head,
-            source_format=checkpoint.format,
-            format=to,
-            files={_name_in(path, target): path.stat().st_size for path in paths},
-            tensors=len(stored),
-            parameters=sum(reader.parameters[name].size for name in stored),
-            dtypes=dict(dtypes),
-            cast=sum(kind is not None and own != kind for own in stored.values()),
-            dropped=reader.plan.dropped,
-            copied=sorted(copied),
-            warnings=_untrue_ties(checkpoint, reader),
-            seconds=time.perf_counter() - started,
         )
+    original = checkpoint.original
+    return {
+        "family": checkpoint.config.model_type,
+        "head": checkpoint.head,
+        "source_format": checkpoint.format,
+        "format": to,
+        "tensors": len(tensors),
+        "parameters": sum(reader.parameters[t.name].size for t in tensors),
+        "dtypes": dict(Counter(t.dtype for t in tensors)),
+        "cast": sum(t.dtype != t.source_dtype for t in tensors),
+        "dropped": {**(original.dropped if original else {}), **reader.plan.dropped},
+        "carried": tensors,
+        "ties": {n: p.tied_to for n, p in reader.parameters.items() if p.tied_to is not None},
+        "checksum": whole_checksum({t.name: (t.dtype, t.shape, t.sha256) for t in tensors}),
+        "source_files": source_files(checkpoint.source),
+        "notes": list(original.notes) if original else [],
+        "versions": _versions(checkpoint.format, to),
+        "resumed": written.resumed,
+    }
+
+
+# What beside ourselves has a hand in reading or writing a format.
+_PACKAGES = {
+    "safetensors": ("safetensors",),
+    "pt": ("torch",),
+    "tf": ("h5py",),
+    "flax": ("msgpack",),
+    "orbax": ("orbax-checkpoint", "jax"),
+    "keras": ("keras", "tensorflow"),
+    "savedmodel": ("tensorflow",),
+    "onnx": ("onnx", "torch"),
+}
+
+
+def _versions(*formats: str) -> dict[str, str]:
+    names = ["numpy", *(name for form in formats for name in _PACKAGES.get(form, ()))]
+    found = {"xlmfam": __version__, "python": platform.python_version()}
+    for name in dict.fromkeys(names):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def report_files(conversion: Conversion) -> dict[str, bytes]:
+    """Return name and content of the report's files."""
+    data, page = REPORT_FILES
+    return {data: conversion.to_json().encode(), page: html_page(conversion).encode()}
 
 
 def tokenizer_content(
@@ -178,26 +256,6 @@ def _generation_options(
     if resolve_file(folder_of(source), GENERATION_CONFIG_NAME, **hub) is None:
         return None
     return load_generation_config(source, checkpoint.config, **hub)
-
-
-def write_target(to: str, work: Work, options: GenerationConfig | None) -> list[Path]:
-    """Write one of `TARGETS` into ``work.folder``, all or nothing; returns the paths."""
-    target = work.folder.expanduser()
-    config = type(work.config).from_dict(work.config.to_dict())
-    config.architectures = [work.head.partition("(")[0]]
-    with atomic_folder(target, replaces=belongs_to_checkpoint(work.config.model_type)) as temporary:
-        work.folder = temporary
-        target_module(to).write(work)
-        for name, content in work.tokenizer_files.items():
-            if not (temporary / name).exists():
-                (temporary / name).write_bytes(content)
-        if not (temporary / CONFIG_NAME).exists():
-            (temporary / CONFIG_NAME).write_text(config.to_json_string(), encoding="utf-8")
-        if options is not None:
-            text = options.to_json_string()
-            (temporary / GENERATION_CONFIG_NAME).write_text(text, encoding="utf-8")
-        names = [p.relative_to(temporary) for p in sorted(temporary.rglob("*")) if p.is_file()]
-    return [target / name for name in names]
 
 
 def _name_in(path: Path, folder: str | os.PathLike[str]) -> str:
@@ -292,32 +350,8 @@ def tokenizer_files(
 
 def belongs_to_checkpoint(family: str) -> Callable[[str], bool]:
     """Which files of an earlier checkpoint must not outlive it: they would be read with ours."""
-    names = {*_tokenizer_names(family), GENERATION_CONFIG_NAME}
+    names = {*_tokenizer_names(family), GENERATION_CONFIG_NAME, *REPORT_FILES}
     return lambda name: name in names or any(form.owns(name) for form in FORMATS.values())
-
-
-def _untrue_ties(checkpoint: OpenCheckpoint, reader: ParameterReader) -> list[str]:
-    """Weights that the config calls shared and the file stores with values of their own."""
-    spelling = checkpoint.source.spelling
-    by_full_name = {p.full_name: p for p in reader.parameters.values()}
-
-    def read(parameter: Parameter, stored: str) -> np.ndarray:
-        array = checkpoint.source.read(stored)
-        return np.ascontiguousarray(relayout(array, parameter, spelling, "canonical"))
-
-    warnings = []
-    for parameter in reader.parameters.values():
-        stored = spell(parameter, spelling, prefixed=True)
-        if parameter.tied_to is None or stored not in reader.plan.dropped:
-            continue
-        origin = by_full_name[parameter.tied_to]
-        own, shared = read(parameter, stored), read(origin, reader.plan.sources[origin.name])
-        if own.shape != shared.shape or own.tobytes() != shared.tobytes():
-            warnings.append(
-                f"{stored} differs from {origin.name}, which the config says it shares: its values "
-                "are lost. If they count, set tie_word_embeddings to false in config.json"
-            )
-    return warnings
 
 
 @contextmanager

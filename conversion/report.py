@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,18 @@ def text_table(rows: Sequence[Sequence[str]], right: bool = True) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
+def as_data(value: Any) -> Any:
+    """Return nested data as JSON has it: strings as keys, and numbers that it lacks as strings."""
+    if isinstance(value, Mapping):
+        return {str(key): as_data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_data(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+REPORT_FILES = ("conversion_report.json", "conversion_report.html")
 MOST_NAMES_SHOWN = 8
 
 
@@ -46,6 +59,43 @@ def _reasons(dropped: Mapping[str, str]) -> list[str]:
         else:
             lines += [f"{name}: {reason}" for name in alike]
     return lines
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that was read, and what tells it from a later one of its name."""
+
+    name: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class CarriedTensor:
+    """One parameter on its way.
+
+    Attributes:
+        name: Its canonical name.
+        stored_as: Its name in the source.
+        written_as: Its names in the target; several where a format stores what is shared.
+        files: The files of the target that these lie in.
+        shape: In canonical layout.
+        source_dtype: As it was stored.
+        dtype: As it was written.
+        transposed: Whether it lies the other way round in the target.
+        sha256: Of its bytes as written, in canonical layout: the same in every format.
+    """
+
+    name: str
+    stored_as: str
+    written_as: Sequence[str]
+    files: Sequence[str]
+    shape: tuple[int, ...]
+    source_dtype: str
+    dtype: str
+    transposed: bool
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -68,6 +118,15 @@ class Conversion:
         copied: Names of the files, such as the tokenizer's, that were copied as they are.
         warnings: What the user should look at.
         seconds: How long it took.
+        carried: Every parameter, with where it came from and where it went.
+        ties: Canonical name of a parameter and of the one that it shares.
+        checksum: Of all weights as written, as `checksum` gives it.
+        source_files: The files that were read.
+        notes: What the importer of an original release has to say.
+        options: What was asked for.
+        versions: Versions of what did the work.
+        resumed: Number of tensors that an earlier attempt, which was killed, had written.
+        verification: What ``--verify`` found.
     """
 
     source: str
@@ -85,6 +144,34 @@ class Conversion:
     copied: Sequence[str]
     warnings: Sequence[str]
     seconds: float
+    carried: Sequence[CarriedTensor] = ()
+    ties: Mapping[str, str] = field(default_factory=dict)
+    checksum: str = ""
+    source_files: Sequence[SourceFile] = ()
+    notes: Sequence[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    resumed: int = 0
+    verification: Verification | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as data for JSON; numbers that JSON lacks are strings."""
+        data = as_data({**asdict(self), "target": str(self.target), "bytes": self.nbytes})
+        if self.verification is not None:
+            data["verification"] |= {
+                "ok": self.verification.ok,
+                "largest": as_data(self.verification.largest),
+            }
+        return data
+
+    def to_json(self) -> str:
+        """Return the text of ``conversion_report.json``."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
+    @property
+    def report_files(self) -> list[Path]:
+        """The report, as data and as a page."""
+        return [self.target / name for name in REPORT_FILES if name in self.files]
 
     @property
     def nbytes(self) -> int:
@@ -104,6 +191,11 @@ class Conversion:
         ]
         if self.copied:
             lines.append(f"  copied  {', '.join(self.copied)}")
+        if self.report_files:
+            lines.append(f"  report  {', '.join(path.name for path in self.report_files)}")
+        if self.resumed:
+            lines.append(f"  resumed {self.resumed} tensors were there from an earlier attempt")
+        lines += [f"  note    {text}" for text in self.notes]
         lines += [f"  left    {line}" for line in _reasons(self.dropped)]
         lines += [f"  warning {text}" for text in self.warnings]
         return "\n".join(lines)

@@ -125,15 +125,20 @@ def _sweep(target: Path, kept: str) -> None:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(old, target)
-    beside = target.parent.glob(f".{_escaped(target.name)}{_MARK}*")
-    inside = target.glob(f"{_MARK}*")
-    for leftover in [*beside, *inside]:
+    for leftover in leftovers(target):
         if leftover.name.endswith(kept):
             continue
         lock = _lock(leftover)
         if lock is not None:
             shutil.rmtree(leftover, ignore_errors=True)
             os.close(lock)
+
+
+def leftovers(target: Path) -> list[Path]:
+    """Return the temporary folders of saves of a folder, under way or killed."""
+    beside = target.parent.glob(f".{_escaped(target.name)}{_MARK}*")
+    inside = target.glob(f"{_MARK}*")
+    return sorted([*beside, *inside])
 
 
 def _escaped(name: str) -> str:

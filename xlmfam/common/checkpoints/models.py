@@ -205,35 +205,28 @@ def save_parameters(
             f"format must be one of {', '.join(FORMAT_SPELLINGS)}; got {format!r}"
         )
     spelling = FORMAT_SPELLINGS[format]
-    table = table_of(config.model_type)
-    parameters = table.expand(config, head)
-    has_ties = format == "pt" or (format == "tf" and table.h5_has_ties)
-    shared = {p.full_name: p for p in parameters.values()}
-    stored = {
-        spell(parameter, spelling): parameter
-        for parameter in parameters.values()
-        if parameter.tied_to is None or has_ties
-    }
-
-    def origin(parameter: Parameter) -> Parameter:
-        return shared[parameter.tied_to] if parameter.tied_to else parameter
+    stored = stored_parameters(config, head, format)
+    # A .bin file knows which of its names are one tensor.
+    twice = {p.tied_to for p, _ in stored.values()} if format == "pt" else set()
+    kept: dict[str, np.ndarray] = {}
 
     def read_stored(name: str) -> np.ndarray:
-        parameter = origin(stored[name])
-        canonical = relayout(read(parameter), parameter, layout, "canonical")
-        return relayout(canonical, stored[name], "canonical", spelling)
+        parameter, origin = stored[name]
+        if origin.name in kept:
+            return kept[origin.name]
+        canonical = relayout(read(origin), origin, layout, "canonical")
+        array = relayout(canonical, parameter, "canonical", spelling)
+        if origin.full_name in twice:
+            kept[origin.name] = array
+        return array
 
     specs = {
-        name: TensorSpec(layout_shape(parameter, spelling), dtype_of(origin(parameter)))
-        for name, parameter in stored.items()
+        name: TensorSpec(layout_shape(parameter, spelling), dtype_of(origin))
+        for name, (parameter, origin) in stored.items()
     }
-    saved_config = type(config).from_dict(config.to_dict())
-    saved_config.architectures = [head.partition("(")[0]]
-    saved_config.torch_dtype = specs[next(iter(specs))].dtype.name
-    extra = {**(extra_files or {}), "config.json": saved_config.to_json_string()}
-    if generation_config is not None:
-        extra[GENERATION_CONFIG_NAME] = generation_config.to_json_string()
-    _warn_of_others(Path(folder).expanduser(), format)
+    main_dtype = specs[next(iter(specs))].dtype.name
+    extra = {**(extra_files or {}), **model_files(config, head, main_dtype, generation_config)}
+    warn_of_others(Path(folder).expanduser(), format)
     return save_checkpoint(
         folder,
         specs,
@@ -247,7 +240,52 @@ def save_parameters(
     )
 
 
-def _warn_of_others(folder: Path, format: str) -> None:
+def stored_parameters(
+    config: Any, head: str, format: str
+) -> dict[str, tuple[Parameter, Parameter]]:
+    """Return what a file of a format holds.
+
+    Args:
+        config: The config.
+        head: The class.
+        format: ``safetensors``, ``pt``, ``tf`` or ``flax``.
+
+    Returns:
+        By the name in the file, the parameter and the one whose values it has: another where it
+        is tied, which not all formats store.
+    """
+    table = table_of(config.model_type)
+    parameters = table.expand(config, head)
+    has_ties = format == "pt" or (format == "tf" and table.h5_has_ties)
+    shared = {p.full_name: p for p in parameters.values()}
+    return {
+        spell(p, FORMAT_SPELLINGS[format]): (p, shared[p.tied_to] if p.tied_to else p)
+        for p in parameters.values()
+        if p.tied_to is None or has_ties
+    }
+
+
+def model_files(
+    config: Any, head: str, dtype: str, generation_config: GenerationConfig | None
+) -> dict[str, str]:
+    """Return name and text of what lies beside the weights: the config, maybe options.
+
+    Args:
+        config: The config.
+        head: The class.
+        dtype: Name of the weights' dtype.
+        generation_config: Options of ``generate``.
+    """
+    saved = type(config).from_dict(config.to_dict())
+    saved.architectures = [head.partition("(")[0]]
+    saved.torch_dtype = dtype
+    files = {"config.json": saved.to_json_string()}
+    if generation_config is not None:
+        files[GENERATION_CONFIG_NAME] = generation_config.to_json_string()
+    return files
+
+
+def warn_of_others(folder: Path, format: str) -> None:
     """Say so when the folder holds weights of a format that loading would look for first."""
     before = list(FORMATS)[: list(FORMATS).index(format)]
     older = [name for f in before for name in (FORMATS[f].single, FORMATS[f].index)]
