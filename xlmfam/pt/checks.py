@@ -20,6 +20,11 @@ def is_cheap(values: Tensor) -> bool:
     )
 
 
+def is_exporting() -> bool:
+    """Whether a graph is being made that has to serve inputs of all lengths."""
+    return bool(getattr(torch.compiler, "is_exporting", bool)())
+
+
 def known_to_be_full(mask: Tensor) -> bool:
     """Whether nothing is padded, where looking is cheap."""
     return is_cheap(mask) and bool(mask.all())

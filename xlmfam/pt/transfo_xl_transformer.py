@@ -21,7 +21,7 @@ from xlmfam.common.configs.transfo_xl import TransfoXLConfig
 from xlmfam.common.errors import XlmfamError
 from xlmfam.pt.attention import make_mask
 from xlmfam.pt.base import PreTrainedModel, initialise
-from xlmfam.pt.checks import is_cheap
+from xlmfam.pt.checks import is_cheap, is_exporting
 from xlmfam.pt.outputs import (
     TransfoXLModelOutput,
 )
@@ -311,8 +311,9 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         """Return what attention needs to know of ``length`` tokens behind ``past``."""
         config, device, keys = self.config, hidden.device, past + length
         count, most = keys, config.clamp_len
-        # One serves for all distances that count as one, unless each is dropped by itself.
-        if most > 0 and not (self.training and config.dropout):
+        # One serves for all distances that count as one, unless each is dropped by itself; how many
+        # that are depends on the lengths, which an exported graph cannot look at.
+        if most > 0 and not (self.training and config.dropout) and not is_exporting():
             count = min(keys, most + 1)
         steps = torch.arange(count - 1, -1, -1, device=device)
         steps = steps.clamp(max=most) if most > 0 else steps
