@@ -179,8 +179,8 @@ class StatePickle:
             self.add(part)
         self.parts.append(b"tQ")  # the storage, which the pickle only names
         strides = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
-        for part in (0, shape, strides, False):
-            self.add(part)
+        for argument in (0, shape, strides, False):
+            self.add(argument)
         self._named("collections", "OrderedDict")  # hooks, of which there are none
         self.parts.append(b")R")
         if not typed:

@@ -151,6 +151,11 @@ class Names:
     tensors: dict[str, tuple[StoredTensor, str]]
     dropped: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # Sizes are taken from shapes, which must not promise more than the file has.
+        for tensor, _ in self.tensors.values():
+            self.file.require(tensor)
+
     def drop(self, matches: Callable[[str], bool], reason: str) -> None:
         """Leave out the names that match."""
         for name in [name for name in self.tensors if matches(name)]:
@@ -209,8 +214,6 @@ class Names:
                     missing.append(name)
         if missing or left:
             raise CheckpointError(self._describe(missing, left))
-        for tensor, _ in self.tensors.values():
-            self.file.require(tensor)
         return pieces
 
     def _describe(self, missing: list[str], left: Mapping[str, tuple[StoredTensor, str]]) -> str:
@@ -222,7 +225,8 @@ class Names:
 
 
 def _piece(file: TorchFile, tensor: StoredTensor, stored_as: str) -> Piece:
-    return Piece(stored_as, tensor.spec, lambda: file.read(tensor))
+    read = partial(file.read, tensor)
+    return Piece(stored_as, tensor.spec, read, read if tensor.shape else None)
 
 
 def zeros(spec: TensorSpec) -> Piece:

@@ -11,6 +11,7 @@ import numpy as np
 from xlmfam.common.checkpoints.source import TensorSpec
 from xlmfam.common.configs import XmodConfig
 from xlmfam.common.errors import CheckpointError
+from xlmfam.common.logging import get_logger
 from xlmfam.common.parameters import Kind, table_of
 from xlmfam.conversion.formats.torch_file import TorchFile
 from xlmfam.conversion.formats.torch_writer import Namespace, Tensor, tensor_of
@@ -73,6 +74,8 @@ _IN_ADAPTER = {"dense1": "fc1", "dense2": "fc2"}
 # What an architecture means where settings are silent: heads, norm before, bottleneck, ...
 _POST_NORM = (12, False, 2, False, True, True)
 _PRE_NORM = (16, True, 4, True, False, False)
+
+logger = get_logger(__name__)
 
 
 def matches(value: Any) -> bool:
@@ -177,7 +180,7 @@ def _config(names: Names, settings: Settings, classifier: str | None) -> XmodCon
     )
     languages = _languages(names)
     settings.one_of("activation_fn", {"gelu": "gelu"}, "gelu")
-    labels = {}
+    labels: dict[str, Any] = {}
     if classifier is not None:
         settings.one_of("pooler_activation_fn", {"tanh": "tanh"}, "tanh")
         labels["num_labels"] = names.shape(f"classification_heads.{classifier}.out_proj.weight")[0]
@@ -237,7 +240,8 @@ def write_original(work: Work) -> None:
         CheckpointError: fairseq has no such model.
     """
     config = work.config
-    _require_possible(work)
+    assert isinstance(config, XmodConfig)
+    _require_possible(config, work.head)
     found = parameters_to_write(work)
     found[POSITIONS] = _positions(found, work)
     heads = [MASKED]
@@ -257,11 +261,10 @@ def write_original(work: Work) -> None:
     write_checkpoint(work, Namespace(_model(config)), task, tensors, config.vocab_size - 5)
 
 
-def _require_possible(work: Work) -> None:
-    config = work.config
-    if work.head not in (MASKED, CLASSES):
+def _require_possible(config: XmodConfig, head: str) -> None:
+    if head not in (MASKED, CLASSES):
         raise CheckpointError(
-            f"fairseq's X-MOD has the classes {MASKED} and {CLASSES}; a {work.head} cannot be "
+            f"fairseq's X-MOD has the classes {MASKED} and {CLASSES}; a {head} cannot be "
             "written for it"
         )
     require(
@@ -302,6 +305,7 @@ def _positions(found: dict[str, Tensor], work: Work) -> Tensor:
         )
     if not np.any(types):
         return stored
+    logger.warning("fairseq has no token types: what the only one adds goes into the positions")
     positions = _all_of(stored)
     first = work.config.pad_token_id + 1  # the rows before it are no positions of tokens
     positions[first:] = (positions[first:].astype(np.float32) + types[0]).astype(positions.dtype)
