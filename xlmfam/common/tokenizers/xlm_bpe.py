@@ -36,11 +36,16 @@ def read_merges(path: str | os.PathLike[str]) -> dict[Pair, int]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as text: {error}") from error
-    lines = [line.split() for line in text.split("\n")]
-    ranks = {(line[0], line[1]): rank for rank, line in enumerate(lines) if len(line) > 1}
+    ranks = ranks_of(text)
     if not ranks and text.strip():
         raise CheckpointError(f"{path} has no line with two symbols: it holds no merges")
     return ranks
+
+
+def ranks_of(text: str) -> dict[Pair, int]:
+    """Return the rank of each pair in the content of such a file."""
+    lines = [line.split() for line in text.split("\n")]
+    return {(line[0], line[1]): rank for rank, line in enumerate(lines) if len(line) > 1}
 
 
 class BytePairs:
