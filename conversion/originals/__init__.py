@@ -18,6 +18,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from xlmfam.common.errors import CheckpointError
 from xlmfam.conversion.formats.torch_file import TorchFile, is_torch_file
 from xlmfam.conversion.originals.base import Original
 
@@ -46,24 +47,38 @@ def open_original(name_or_path: str | os.PathLike[str]) -> Original | None:
         ``None`` for anything else.
 
     Raises:
-        CheckpointError: When it is one of these and damaged.
+        CheckpointError: When it is one of these and damaged, or a folder has several.
     """
     path = Path(name_or_path).expanduser()
     prefix = importlib.import_module(_TF1).find(path)
     if prefix is not None:
         return importlib.import_module(_TF1).open_original(prefix)
+    found = _matching(path)
+    if not found:
+        return None
+    file, module = found[0]
+    try:
+        if len(found) > 1:
+            names = ", ".join(other.path.name for other, _ in found)
+            raise CheckpointError(f"{path} holds several checkpoints: {names}; name one of them")
+        return module.open_original(file)
+    except BaseException:
+        for other, _ in found:
+            other.close()
+        raise
+
+
+def _matching(path: Path) -> list[tuple[TorchFile, Any]]:
+    """Return the open files that are of a release, with its module."""
+    found = []
     for candidate in _candidates(path):
         file = TorchFile(candidate)
-        for release in RELEASES:
-            module = module_of(release)
-            if module.matches(file.value):
-                try:
-                    return module.open_original(file)
-                except BaseException:
-                    file.close()
-                    raise
-        file.close()
-    return None
+        module = next((m for m in map(module_of, RELEASES) if m.matches(file.value)), None)
+        if module is None:
+            file.close()
+        else:
+            found.append((file, module))
+    return found
 
 
 def _candidates(path: Path) -> list[Path]:
