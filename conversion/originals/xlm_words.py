@@ -9,7 +9,14 @@ from typing import Any
 
 from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import CheckpointError
-from xlmfam.common.tokenizers.xlm_bpe import END, BytePairs, Pair, lines_of_merges, read_merges
+from xlmfam.common.tokenizers.xlm_bpe import (
+    END,
+    BytePairs,
+    Pair,
+    lines_of_merges,
+    ranks_of,
+    read_merges,
+)
 from xlmfam.common.tokenizers.xlm_originals import (
     SPECIAL_WORDS,
     read_original_words,
@@ -199,6 +206,10 @@ def words_of_vocabulary(content: bytes, rows: int) -> list[str]:
     _require_special(words, Path(VOCABULARY))
     if len(set(words)) != len(words) or len(tokens) != sum(n < rows for n in vocabulary.values()):
         raise CheckpointError(f"{VOCABULARY} has tokens that are one word in the original")
+    # Its files have a word and a number in a line, with a space between them.
+    odd = next((word for word in words if word.split() != [word] or "\u2028" in word), None)
+    if odd is not None:
+        raise CheckpointError(f"{VOCABULARY} has the word {odd!r}: the original has no spaces")
     return words
 
 
@@ -235,7 +246,6 @@ def vocab_file(words: Sequence[str]) -> bytes:
 
 def codes_file(merges: bytes) -> bytes:
     """Return the original's ``codes`` file: two symbols and their count in each line."""
-    lines = [line.split() for line in merges.decode("utf-8", "replace").split("\n")]
-    pairs = [line[:2] for line in lines if len(line) > 1]
-    total = len(pairs)
-    return _encoded("".join(f"{a} {b} {total - n}\n" for n, (a, b) in enumerate(pairs)))
+    ranks = ranks_of(merges.decode("utf-8", "replace"))
+    pairs = [line.rstrip("\n") for line in lines_of_merges(ranks)]
+    return _encoded("".join(f"{pair} {len(pairs) - n}\n" for n, pair in enumerate(pairs)))

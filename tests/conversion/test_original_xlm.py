@@ -219,7 +219,10 @@ def structure_of(path):
         for key, part in parts.items()
     }
     file.close()
-    return specs, shared, value["dico_word2id"], set(value["dico_counts"])
+    words, counts = value["dico_word2id"], value["dico_counts"]
+    falling = [counts[word] for word in sorted(words, key=words.get)[14:]]
+    assert falling == sorted(falling, reverse=True)
+    return specs, shared, words, set(counts)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -256,7 +259,7 @@ def test_without_a_tokenizer_words_are_made_up(converted, tmp_path):
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         (copy / name).unlink()
     report = convert(copy, tmp_path / "back", "original")
-    assert set(report.files) == {"model.pth", "config.json"}
+    assert not {"codes", "vocab"} & set(report.files)
     value = TorchFile(tmp_path / "back" / "model.pth").value
     assert tuple(value["dico_word2id"])[:14] == SPECIAL_WORDS
     assert len(value["dico_word2id"]) == 73
@@ -284,15 +287,24 @@ def test_heads_that_the_original_does_not_have_are_refused(converted, tmp_path):
         convert(converted / "mlm", tmp_path / "back", "original", head="XLMModel")
 
 
-def test_words_that_the_original_would_take_for_one_are_refused(converted, tmp_path):
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (("x@@</w>", "x"), "one word in the original"),
+        (("x y</w>", "z"), "the original has no spaces"),
+        (("</w>", "z"), "the original has no spaces"),
+        (("x\u2028</w>", "z"), "the original has no spaces"),
+    ],
+)
+def test_words_that_the_original_cannot_have_are_refused(converted, tmp_path, tokens, message):
     copy = shutil.copytree(converted / "mlm", tmp_path / "copy")
     vocabulary = json.loads((copy / "vocab.json").read_text())
-    tokens = {number: token for token, number in vocabulary.items()}
-    vocabulary = {**vocabulary, "x@@</w>": 20, "x": 21}
-    del vocabulary[tokens[20]], vocabulary[tokens[21]]
-    (copy / "vocab.json").write_text(json.dumps(vocabulary))
-    with pytest.raises(CheckpointError, match="one word in the original"):
+    others = {token: number for token, number in vocabulary.items() if number not in (20, 21)}
+    new = dict(zip(tokens, (20, 21), strict=True))
+    (copy / "vocab.json").write_text(json.dumps({**others, **new}))
+    with pytest.raises(CheckpointError, match=message):
         convert(copy, tmp_path / "back", "original")
+    assert not (tmp_path / "back").exists()
 
 
 # ---- other files ----------------------------------------------------------------------------
@@ -536,3 +548,13 @@ def test_other_files_are_not_of_this_release(tmp_path):
         assert not matches(content)
     write_torch_file(tmp_path / "other.pt", weights)
     assert open_original(tmp_path / "other.pt") is None
+
+
+def test_a_folder_is_taken_for_its_one_checkpoint(originals, converted, tmp_path):
+    shutil.copy(originals / "mt.pth", tmp_path)
+    (tmp_path / "notes.bin").write_bytes(b"nothing")
+    assert original_of(tmp_path).head == BOTH
+    shutil.copy(originals / "mlm.pth", tmp_path)
+    with pytest.raises(CheckpointError, match=r"several checkpoints: mlm.pth, mt.pth"):
+        open_original(tmp_path)
+    assert open_original(converted / "mlm") is None
