@@ -112,13 +112,17 @@ def names_read(monkeypatch):
         names = []
         with open_checkpoint(folder) as source:
             kind = type(source)
-        read = kind.read
 
-        def noted(self, name):
-            names.append(name)
-            return read(self, name)
+        def noting(read):
+            def noted(self, name, *rows):
+                if name not in names:
+                    names.append(name)
+                return read(self, name, *rows)
 
-        monkeypatch.setattr(kind, "read", noted)
+            return noted
+
+        for method in ("read", "read_rows"):
+            monkeypatch.setattr(kind, method, noting(getattr(kind, method)))
         return names
 
     return watch
