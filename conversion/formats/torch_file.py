@@ -379,21 +379,16 @@ class _Rest:
 
     def __init__(self, file: BinaryIO, size: int):
         self._file = file
-        self._size = size
-        self._budget = LARGEST
-
-    def _left(self) -> int:
-        return min(self._size - self._file.tell(), self._budget)
+        self._left = min(size, LARGEST)
 
     def read(self, count: int = -1, /) -> bytes:
-        left = self._left()
-        data = self._file.read(left if count < 0 else min(count, left))
-        self._budget -= len(data)
+        data = self._file.read(self._left if count < 0 else min(count, self._left))
+        self._left -= len(data)
         return data
 
     def readline(self) -> bytes:
-        line = self._file.readline(max(0, self._left()))
-        self._budget -= len(line)
+        line = self._file.readline(self._left)
+        self._left -= len(line)
         return line
 
 

@@ -25,7 +25,7 @@ from xlmfam.common.errors import CheckpointError
 # The public vocabularies have 10 MB, that of the One Billion Word corpus has 100.
 LARGEST = 2**28
 # That one takes 12 million instructions and not quite 1 GB.
-_MOST_INSTRUCTIONS = 20_000_000
+_MOST_INSTRUCTIONS = 16_000_000
 _MOST_MEMORY = 3 * 2**29
 # About what an instruction makes us keep, besides its argument.
 _CONTAINER, _NOTE, _PUSH = 160, 130, 40

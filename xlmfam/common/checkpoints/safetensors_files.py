@@ -52,7 +52,7 @@ _CODE_OF_DTYPE = {dtype: code for code, dtype in _DTYPE_OF_CODE.items()}
 _METADATA = "__metadata__"
 _LENGTH_BYTES = 8
 # A tensor has some 200 bytes in it, and the largest models have ten thousand.
-_MAX_HEADER_BYTES = 2**25
+_MAX_HEADER_BYTES = 2**23
 
 
 class SafetensorsSource(TensorSource):

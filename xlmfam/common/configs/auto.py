@@ -24,7 +24,7 @@ def config_class(model_type: str | None) -> type[PretrainedConfig]:
     Raises:
         ConfigError: When the family is not one of ours, with the list of those.
     """
-    if model_type not in CONFIGS:
+    if not isinstance(model_type, str) or model_type not in CONFIGS:
         raise ConfigError(
             f"model_type {model_type!r} is not one of xlmfam's: {', '.join(sorted(CONFIGS))}"
         )
