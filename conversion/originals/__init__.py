@@ -18,6 +18,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from xlmfam.common.checkpoints.files import FORMATS
 from xlmfam.common.errors import CheckpointError
 from xlmfam.conversion.formats.torch_file import TorchFile, is_torch_file
 from xlmfam.conversion.originals.base import Original
@@ -85,7 +86,12 @@ def _candidates(path: Path) -> list[Path]:
     """Files that may be one."""
     if path.is_file():
         return [path] if path.suffix in _ENDINGS and is_torch_file(path) else []
-    if not path.is_dir() or (path / "config.json").is_file():
+    if not path.is_dir() or any(_is_known(entry.name) for entry in path.iterdir()):
         return []
     files = sorted(entry for entry in path.iterdir() if entry.suffix in _ENDINGS)
     return [file for file in files if file.is_file() and is_torch_file(file)]
+
+
+def _is_known(name: str) -> bool:
+    """Whether a folder with such a file has a checkpoint in one of the formats of `FORMATS`."""
+    return any(name in (form.single, form.index) for form in FORMATS.values())
