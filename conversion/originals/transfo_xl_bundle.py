@@ -1,14 +1,15 @@
 """Checkpoints of TensorFlow's ``Saver``, read without TensorFlow.
 
 ``PREFIX.index`` is a sorted table of strings, in blocks: for each variable its dtype, its shape
-and where in the ``PREFIX.data-*`` files its values lie. Every length in it is held against what
-is there before it is used.
+and where in the ``PREFIX.data-*`` files its values lie. Every block has a check sum, and every
+length in it is held against what is there before it is used. Values are not summed up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +23,9 @@ from xlmfam.common.errors import CheckpointError
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
 _TRAILER = 5  # behind each block: how it is compressed, and a check sum
-_LARGEST_INDEX = 2**26
+_LARGEST_INDEX = 2**24  # the public ones have some tens of thousands of bytes
+_POLYNOMIAL = 0x82F63B78  # of CRC-32C
+_MASK = 0xA282EAD8
 _DTYPES = {
     1: "float32",
     2: "float64",
@@ -166,7 +169,8 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = data[-_FOOTER:]
     if len(footer) < _FOOTER or int.from_bytes(footer[-8:], "little") != _MAGIC:
         raise ValueError("it does not end as an index does")
-    _, _, place = _handle(footer, 0)
+    offset, size, place = _handle(footer, 0)
+    list(_block(data, offset, size))  # of other tables; here it says nothing
     for _, handle in _block(data, *_handle(footer, place)[:2]):
         yield from _block(data, *_handle(handle, 0)[:2])
 
@@ -182,6 +186,8 @@ def _block(data: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     """Yield the keys and values of a block, each key told by how it differs from the last one."""
     if start + size + _TRAILER > len(data) or size < 4:
         raise ValueError("a block beyond its end")
+    if not _is_whole(data, start, size):
+        raise ValueError("a block that is not what was written")
     if data[start + size] != 0:
         raise ValueError("a compressed block, which TensorFlow does not write")
     block = data[start : start + size]
@@ -198,6 +204,29 @@ def _block(data: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]:
         place += own
         yield key, block[place : place + length]
         place += length
+
+
+def _is_whole(data: bytes, start: int, size: int) -> bool:
+    """Whether a block has the sum that stands behind it."""
+    end = start + size + 1
+    value = 0xFFFFFFFF
+    for byte in data[start:end]:
+        value = _remainders()[(value ^ byte) & 255] ^ (value >> 8)
+    value ^= 0xFFFFFFFF
+    # Stored turned and moved, so that a sum of what contains sums is none of zeros.
+    turned = ((value >> 15) | (value << 17)) & 0xFFFFFFFF
+    stored = int.from_bytes(data[end : end + _TRAILER - 1], "little")
+    return (turned + _MASK) & 0xFFFFFFFF == stored
+
+
+@cache
+def _remainders() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = (value >> 1) ^ (_POLYNOMIAL if value & 1 else 0)
+        table.append(value)
+    return table
 
 
 def _number(data: bytes, place: int) -> tuple[int, int]:

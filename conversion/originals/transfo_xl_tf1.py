@@ -189,9 +189,9 @@ def _sizes(bundle: Bundle) -> dict[str, Any]:
     }
     clusters = _count(bundle, f"{_SOFTMAX}/cutoff_{{}}/b")
     rows = [_shape(bundle, f"{_SOFTMAX}/cutoff_{i}/b", 1)[0] for i in range(clusters)]
-    is_divided = f"{_EMBED}/cutoff_0/lookup_table" in bundle.variables
-    tables = [f"cutoff_{i}/" for i in range(clusters)] if is_divided else [""]
-    shapes = [_shape(bundle, f"{_EMBED}/{table}lookup_table", 2) for table in tables]
+    tables = _count(bundle, f"{_EMBED}/cutoff_{{}}/lookup_table")
+    names = [f"{_EMBED}/cutoff_{i}/lookup_table" for i in range(tables)]
+    shapes = [_shape(bundle, name, 2) for name in names or [f"{_EMBED}/lookup_table"]]
     widths = [shape[1] for shape in shapes]
     return {
         "vocab_size": sum(shape[0] for shape in shapes),
@@ -201,7 +201,7 @@ def _sizes(bundle: Bundle) -> dict[str, Any]:
         "n_head": biases[-2],
         "d_head": biases[-1],
         "d_inner": inner,
-        "div_val": divisor(bundle.path, widths) if is_divided else 1,
+        "div_val": divisor(bundle.path, widths) if tables else 1,
         "n_layer": len(layers),
         "untie_r": len(biases) == 3,
         "tie_word_embeddings": True,
