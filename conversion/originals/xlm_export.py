@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from xlmfam.common.checkpoints.models import ParameterReader
-from xlmfam.common.checkpoints.source import TensorSpec
 from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import CheckpointError
 from xlmfam.common.logging import get_logger
@@ -21,6 +20,7 @@ from xlmfam.conversion.originals.xlm_words import (
     vocab_file,
     words_of_vocabulary,
 )
+from xlmfam.conversion.streaming import Reading
 from xlmfam.conversion.targets import Work
 
 FILE_NAME = "model.pth"
@@ -97,24 +97,22 @@ def _weights(work: Work, parts: tuple[str, ...]) -> dict[str, dict[str, Tensor]]
             part, rest = "model", parameter.full_name.removeprefix(prefix)
         states[part][rest] = tensors[origin.name]
     if "encoder" in states:
-        _add_unused_head(states["encoder"], states["decoder"], work.config)
+        _add_unused_head(states["encoder"], states["decoder"])
     return states
 
 
 def _tensor(reader: ParameterReader, parameter: Parameter) -> Tensor:
-    stored = reader.source.specs()[reader.plan.sources[parameter.name]]
-    spec = TensorSpec(parameter.shape, reader.dtype or stored.dtype)
-    return Tensor(spec, lambda: [reader.read(parameter.name)])
+    stored = reader.plan.sources[parameter.name]
+    reading = Reading(reader.source, stored, parameter, reader.dtype)
+    return Tensor(reading.spec(reading.is_turned), reading.canonical)
 
 
-def _add_unused_head(
-    encoder: dict[str, Tensor], decoder: dict[str, Tensor], config: XLMConfig
-) -> None:
+def _add_unused_head(encoder: dict[str, Tensor], decoder: dict[str, Tensor]) -> None:
     """Give the encoder the prediction layer that the original builds and does not use.
 
     Where it shares its weight with the embedding, that is the encoder's own.
     """
-    shared = table_of(config.model_type).tokens.partition(".")[2]
+    shared = table_of("xlm").tokens.partition(".")[2]
     for name, tensor in decoder.items():
         if name.startswith("pred_layer."):
             encoder[name] = encoder[shared] if tensor is decoder[shared] else tensor

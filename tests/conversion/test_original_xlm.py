@@ -245,6 +245,14 @@ def test_back_to_the_original(originals, converted, tmp_path, name):
         assert second.read_bytes() == first.read_bytes(), file
 
 
+@pytest.mark.parametrize("name", ["mt", "clm"])
+def test_back_from_a_format_with_other_layouts(originals, converted, tmp_path, name):
+    convert(converted / name, tmp_path / "flax", "flax")
+    convert(tmp_path / "flax", tmp_path / "back", "original")
+    written = tmp_path / "back" / "model.pth"
+    assert_same_bits(arrays_of(written), arrays_of(originals / f"{name}.pth"))
+
+
 def test_the_original_reads_dtypes_as_they_are(converted, tmp_path):
     torch = pytest.importorskip("torch")
     convert(converted / "clm", tmp_path / "half", "original", dtype="bfloat16")
