@@ -27,7 +27,7 @@ from xlmfam.common.errors import CheckpointError, XlmfamError
 from xlmfam.common.generation import GENERATION_CONFIG_NAME, GenerationConfig
 from xlmfam.common.languages import language_id
 from xlmfam.conversion.checksum import whole_checksum
-from xlmfam.conversion.report import REPORT_FILES, CarriedTensor, Conversion
+from xlmfam.conversion.report import MOST_NAMES_SHOWN, REPORT_FILES, CarriedTensor, Conversion
 from xlmfam.conversion.report_html import html_page
 from xlmfam.conversion.sources import OpenCheckpoint, recognise
 from xlmfam.conversion.targets import TARGETS, Work
@@ -123,7 +123,7 @@ def convert(
                     target=Path(target),
                     files=dict(sizes),
                     copied=sorted(copied),
-                    warnings=warnings,
+                    warnings=[*warnings, *_not_finite(written, reader)],
                     seconds=time.perf_counter() - started,
                     options=asked,
                     **_carried(checkpoint, reader, to, written),
@@ -148,6 +148,17 @@ def convert(
                 )
         files = {_name_in(path, target): path.stat().st_size for path in paths}
         return replace(told[-1], files=files, seconds=time.perf_counter() - started)
+
+
+def _not_finite(written: Written, reader: ParameterReader) -> list[str]:
+    """What to say of values that no trained model has."""
+    found = {name: count for name, count in written.not_finite.items() if count}
+    shown = [
+        f"{name}: {count} of its {reader.parameters[name].size} values are infinite or no number"
+        for name, count in list(found.items())[:MOST_NAMES_SHOWN]
+    ]
+    more = len(found) - len(shown)
+    return [*shown, f"... and so in {more} more tensors"] if more else shown
 
 
 def _carried(

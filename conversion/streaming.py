@@ -22,7 +22,8 @@ from xlmfam.common.parameters import Parameter
 from xlmfam.common.parameters.spelling import is_transposed
 
 BYTES_PER_BLOCK = 8 * 2**20
-BYTES_PER_STRIP = 256 * 2**20
+# Two may be there for a moment.
+BYTES_PER_STRIP = 128 * 2**20
 # Rows and columns that are turned at once: both sides of so much lie in a processor's cache.
 _TILE = 256
 _BLOCKS_WAITING = 4
@@ -209,6 +210,26 @@ def sum_of(blocks: Iterable[np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+# The bits that are all set in infinite values, in those that are no number, and in no others.
+_EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF << 52}
+
+
+def not_finite(array: np.ndarray) -> int:
+    """Return how many values are infinite or no number; takes a fraction of a checksum's time."""
+    if array.dtype.name in ("float32", "float64") and array.size:
+        row = array.reshape(-1)
+        # Whether any is not finite shows in the sum of the squares, and that is quickly done.
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(np.dot(row, row)):
+                return 0
+    exponent = _EXPONENTS.get(array.dtype.name)
+    if exponent is None:  # float8, of which no model is made
+        return int(np.count_nonzero(~np.isfinite(array.astype(np.float32))))
+    bits = array.view(f"u{array.dtype.itemsize}")
+    bits = bits & bits.dtype.type(exponent)
+    return int(np.count_nonzero(bits == exponent))
+
+
 class Carried(Rows):
     """A parameter on its way from one checkpoint to another.
 
@@ -220,6 +241,7 @@ class Carried(Rows):
     Attributes:
         sha256: Of the bytes in canonical layout, in the dtype that is written; known when all
             is written and ``sums`` has done its work.
+        not_finite: Number of values that are infinite or no number, known at the same time.
     """
 
     def __init__(self, reading: Reading, turned: bool, sums: Sums):
@@ -227,6 +249,7 @@ class Carried(Rows):
         self.reading = reading
         self.turned = turned
         self.sha256: str | None = None
+        self.not_finite = 0
         self.resumed = False
         self._sums = sums
         self._digest: Any = None
@@ -251,17 +274,22 @@ class Carried(Rows):
 
     def _add(self, block: np.ndarray) -> None:
         self._sums.add(self._digest, block)
+        self._sums.do(lambda: self._count(block))
+
+    def _count(self, block: np.ndarray) -> None:
+        self.not_finite += not_finite(block)
 
     def written(self, tell: Callable[[Any], None]) -> None:
         """See `Rows.written`."""
 
         def finish() -> None:
             self.sha256 = self._digest.hexdigest()
-            tell({"sha256": self.sha256})
+            tell({"sha256": self.sha256, "not_finite": self.not_finite})
 
         self._sums.do(finish)
 
     def remembered(self, record: Any) -> None:
         """See `Rows.remembered`."""
         self.sha256 = record["sha256"]
+        self.not_finite = record.get("not_finite", 0)
         self.resumed = True

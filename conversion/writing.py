@@ -32,7 +32,7 @@ from xlmfam.common.generation import GENERATION_CONFIG_NAME, GenerationConfig
 from xlmfam.common.parameters import Parameter, spell
 from xlmfam.common.parameters.spelling import is_transposed
 from xlmfam.conversion.report import SourceFile, readable_size
-from xlmfam.conversion.streaming import Carried, Reading, Sums, bytes_of, sum_of
+from xlmfam.conversion.streaming import Carried, Reading, Sums, bytes_of, not_finite, sum_of
 from xlmfam.conversion.targets import Work, target_module
 
 # What is written when all else is: from the bytes of each file by name, more files.
@@ -46,11 +46,13 @@ class Written:
     Attributes:
         sums: SHA-256 of each parameter's bytes in canonical layout, by canonical name.
         places: The names that each has in the target, with the file.
+        not_finite: Number of values that are infinite or no number, by canonical name.
         turned: Canonical names of those that lie transposed against the source.
         resumed: Number of parameters that an earlier attempt had written.
     """
 
     sums: dict[str, str] = field(default_factory=dict)
+    not_finite: dict[str, int] = field(default_factory=dict)
     places: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     turned: set[str] = field(default_factory=set)
     resumed: int = 0
@@ -92,6 +94,7 @@ def write_format(
         def finish(sizes: Mapping[str, int]) -> Mapping[str, bytes]:
             sums.wait()
             written.sums |= {name: row.sha256 or "" for name, row in carried.items()}
+            written.not_finite |= {name: row.not_finite for name, row in carried.items()}
             written.turned |= {name for name, row in carried.items() if row.turned}
             written.resumed = sum(row.resumed for row in carried.values())
             return last_files(sizes)
@@ -201,12 +204,14 @@ class SummedReader(ParameterReader):
     def __init__(self, reader: ParameterReader):
         super().__init__(reader.parameters, reader.plan, reader.source, reader.layout, reader.dtype)
         self.sums: dict[str, str] = {}
+        self.not_finite: dict[str, int] = {}
 
     def read(self, name: str) -> np.ndarray:
         """See `ParameterReader.read`."""
         array = super().read(name)
         if name not in self.sums:
             self.sums[name] = hashlib.sha256(bytes_of(np.asarray(array, order="C"))).hexdigest()
+            self.not_finite[name] = not_finite(array)
         return array
 
     def complete(self) -> dict[str, str]:
@@ -215,6 +220,7 @@ class SummedReader(ParameterReader):
             if name not in self.sums:
                 reading = Reading(self.source, stored, self.parameters[name], _dtype_of(self, name))
                 self.sums[name] = sum_of(reading.canonical())
+                self.not_finite[name] = sum(map(not_finite, reading.canonical()))
         return self.sums
 
 
@@ -244,6 +250,7 @@ def write_target(
             if not (temporary / name).exists():
                 (temporary / name).write_bytes(content)
         written.sums |= reader.complete()
+        written.not_finite |= reader.not_finite
         sizes = {
             path.relative_to(temporary).as_posix(): path.stat().st_size
             for path in sorted(temporary.rglob("*"))
@@ -275,7 +282,7 @@ def untrue_ties(source: TensorSource, reader: ParameterReader) -> list[str]:
 
 
 def _same(one: Reading, other: Reading) -> bool:
-    if one.stored == other.stored:
+    if one.source.is_same(one.stored, other.stored):
         return True
     if one.spec(one.is_turned) != other.spec(other.is_turned):
         return False
