@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -345,7 +346,8 @@ class XmodModel(XmodPreTrainedModel):
         """Return how many tokens the past holds, (B, 1) where a mask tells padding apart."""
         if not start or attention_mask is None or attention_mask.dim() != 2:
             return start
-        return attention_mask[:, :start].long().sum(-1, keepdim=True)
+        # One more column: of an exported graph, the past may be empty.
+        return F.pad(attention_mask[:, :start].long(), (1, 0)).sum(-1, keepdim=True)
 
     def _positions(self, input_ids: Tensor | None, before: Any, length: int, device: Any) -> Tensor:
         """Return (B or 1, S) positions, counted over what is no padding."""

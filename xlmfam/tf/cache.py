@@ -105,7 +105,8 @@ def write(buffer: Tensor, values: Tensor, start: Tensor) -> Tensor:
     index = tf.reshape(first + tf.range(new)[None], [-1, 1])
     flat = tf.reshape(buffer, [batch * heads * length, width])
     rows = tf.reshape(tf.cast(values, buffer.dtype), [-1, width])
-    return tf.reshape(tf.tensor_scatter_nd_update(flat, index, rows), buffer.shape)
+    written = tf.tensor_scatter_nd_update(flat, index, rows)
+    return tf.reshape(written, [batch, heads, length, width])
 
 
 def empty_cache(
