@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from xlmfam.common.checkpoints.models import ParameterReader
-from xlmfam.common.errors import CheckpointError, MissingPackageError
-from xlmfam.common.parameters import Parameter, layout_shape, relayout
+from xlmfam.common.errors import CheckpointError
+from xlmfam.common.parameters import layout_shape
 from xlmfam.conversion.targets import Work
+from xlmfam.conversion.targets.keras_model import KerasReader, build
 
 WEIGHTS_NAME = "model.weights.h5"
 MODEL_NAME = "model.keras"
@@ -35,53 +36,14 @@ def write(work: Work) -> None:
         MissingPackageError: TensorFlow is not installed.
         CheckpointError: Keras cannot write the file.
     """
-    model = empty_model(work)
-    read = _reader(work)
-    with _weights_read_when_saved(model, read):
+    model = build(work, _Zeros(work.reader), "float32")
+    with _weights_read_when_saved(model, KerasReader(work).read):
         try:
             model.save_weights(work.folder / WEIGHTS_NAME)
         except (RuntimeError, TypeError) as error:  # what h5py says of a full disk, among others
             raise CheckpointError(f"{WEIGHTS_NAME} could not be written: {error}") from error
     if (work.folder / WEIGHTS_NAME).stat().st_size <= MOST_BYTES_OF_MODEL:
         _write_model(model, work.folder)
-
-
-def tensorflow_class(name: str) -> Any:
-    """Return a TensorFlow class of ours by its name.
-
-    Raises:
-        MissingPackageError: TensorFlow is not installed.
-        CheckpointError: There is no such class.
-    """
-    try:
-        importlib.import_module("tensorflow")
-        module = importlib.import_module("xlmfam.tf")
-    except ImportError as error:
-        install = 'pip install "xlmfam[tf]"'
-        raise MissingPackageError("tensorflow", "writing for Keras", install) from error
-    if not hasattr(module, name):
-        raise CheckpointError(f"{name} is no class of xlmfam.tf, and cannot be written for Keras")
-    return getattr(module, name)
-
-
-def empty_model(work: Work) -> Any:
-    """Return a model of the class whose weights are zeros that no memory is used for."""
-    name, _, _ = work.head.partition("(")
-    cls = tensorflow_class(name)
-    base = importlib.import_module("xlmfam.tf.base")
-    arguments = class_arguments(cls, work.head)
-    with base.values_from(_Zeros(work.reader)):
-        return cls(work.config, dtype="float32", **arguments)
-
-
-def class_arguments(cls: Any, head: str) -> dict[str, Any]:
-    """Return the arguments that make of a class the one that the table calls ``head``."""
-    if cls.table_class_with() == head:
-        return {}
-    for argument in cls.init_arguments:
-        if cls.table_class_with(**{argument: False}) == head:
-            return {argument: False}
-    return {}
 
 
 class _Zeros:
@@ -99,21 +61,11 @@ class _Zeros:
         return np.frombuffer(pages, np.float32, size).reshape(shape)
 
 
-def _reader(work: Work) -> Callable[[Parameter], np.ndarray]:
-    def read(parameter: Parameter) -> np.ndarray:
-        array = work.reader.read(parameter.name)
-        if work.progress is not None:
-            work.progress(array.nbytes)
-        return np.ascontiguousarray(relayout(array, parameter, "canonical", "keras"))
-
-    return read
-
-
 @contextmanager
-def _weights_read_when_saved(model: Any, read: Callable[[Parameter], np.ndarray]):
+def _weights_read_when_saved(model: Any, read: Callable[[str], np.ndarray]):
     """Let every layer hand over values that are read when Keras asks for them."""
-    parameters = {
-        id(model._variable(parameter)): parameter
+    names = {
+        id(model._variable(parameter)): parameter.name
         for parameter in model.expected_parameters().values()
         if parameter.tied_to is None
     }
@@ -124,7 +76,7 @@ def _weights_read_when_saved(model: Any, read: Callable[[Parameter], np.ndarray]
             own: dict[str, Any] = {}
             type(layer).save_own_variables(layer, own)  # Keras's own, which numbers them
             for number, variable in own.items():
-                store[number] = read(parameters[id(variable)])
+                store[number] = read(names[id(variable)])
 
         return save_own_variables
 

@@ -30,7 +30,7 @@ MOST_BYTES_INSIDE = 1 << 30
 TOLERANCE = 5e-5
 _INSTALL = 'pip install "xlmfam[onnx]"'
 # None of them equal, and none 0 or 1, which an exporter takes for constants.
-_EXAMPLE = {"batch": 2, "choices": 3, "length": 5, "past": 4, "total": 9, "target": 6, "source": 7}
+_EXAMPLE = {"batch": 2, "choices": 3, "length": 5, "past": 4, "target": 6, "source": 7}
 # What the finished graph is tried with: a prompt, a step behind it, several tokens behind others.
 _TRIALS = ({"batch": 1, "length": 4, "past": 0}, {"length": 1, "past": 4}, {"length": 3, "past": 6})
 
@@ -54,10 +54,18 @@ def write(work: Work) -> None:
     signature = signature_of(work.config, work.head)
     graph = graphs.Graph(graphs.build(work, dtype), signature)
     path = work.folder / FILE_NAME
+    shortest = shortest_text(work)
     with torch.no_grad(), quiet():
-        export(graph, path, dtype)
+        export(graph, path, dtype, shortest)
     if dtype == DTYPES["float32"]:
-        prove(graph, path)
+        prove(graph, path, shortest)
+
+
+def shortest_text(work: Work) -> int:
+    """Return how many tokens a text needs at least."""
+    if work.head != "XLMForQuestionAnswering":
+        return 1
+    return max(work.config.start_n_top, work.config.end_n_top)  # its beam is that wide
 
 
 def require(package: str) -> Any:
@@ -86,18 +94,21 @@ def quiet():
         exporter.setLevel(before)
 
 
-def export(graph: Any, path: Path, dtype: np.dtype) -> None:
+def export(graph: Any, path: Path, dtype: np.dtype, shortest: int = 1) -> None:
     """Write the graph of a model.
 
     Args:
         graph: A `torch_graph.Graph`.
         path: The file.
         dtype: Of the weights.
+        shortest: Tokens that a text has at least.
     """
     torch = importlib.import_module("torch")
     signature, config = graph.signature, graph.model.config
-    inputs = examples(signature.inputs, _EXAMPLE, config, dtype)
-    memory = examples(signature.memory, _EXAMPLE, config, dtype)
+    sizes = {**_EXAMPLE, "length": _EXAMPLE["length"] + shortest - 1}
+    sizes["total"] = sizes["length"] + sizes["past"]
+    inputs = examples(signature.inputs, sizes, config, dtype)
+    memory = examples(signature.memory, sizes, config, dtype)
     arguments = tuple([torch.from_numpy(a) for a in group] for group in (inputs, memory))
     names = list(graph.named(*arguments))
     shapes = tuple(
@@ -120,7 +131,12 @@ def export(graph: Any, path: Path, dtype: np.dtype) -> None:
 
 
 def examples(
-    inputs: tuple[Input, ...], sizes: Mapping[str, int], config: Any, dtype: np.dtype, seed: int = 0
+    inputs: tuple[Input, ...],
+    sizes: Mapping[str, int],
+    config: Any,
+    dtype: np.dtype,
+    seed: int = 0,
+    padded: bool = True,
 ) -> list[np.ndarray]:
     """Return an array for each input.
 
@@ -130,6 +146,8 @@ def examples(
         config: Says which ids there are.
         dtype: Of what is floating.
         seed: Draws the values.
+        padded: Let some texts begin with padding. A beam of answers is too wide for that: what
+            is equally unlikely may come in any order.
     """
     rng = np.random.default_rng(seed)
     found = []
@@ -139,7 +157,7 @@ def examples(
             found.append(rng.normal(size=shape).astype(dtype))
         elif each.name.endswith("attention_mask"):
             mask = np.ones(shape, np.int64)
-            if "total" not in each.shape or sizes["past"] == 0:
+            if padded and ("total" not in each.shape or sizes["past"] == 0):
                 mask[-1, ..., : shape[-1] // 3] = 0
             found.append(mask)
         else:
@@ -149,7 +167,7 @@ def examples(
     return found
 
 
-def prove(graph: Any, path: Path) -> None:
+def prove(graph: Any, path: Path, shortest: int = 1) -> None:
     """Run the file in ONNX Runtime and compare what comes out with the model.
 
     Raises:
@@ -162,14 +180,15 @@ def prove(graph: Any, path: Path) -> None:
         return
     torch = importlib.import_module("torch")
     options = runtime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     signature, config = graph.signature, graph.model.config
     for number, trial in enumerate(_TRIALS):
         sizes = {**_EXAMPLE, **trial}
+        sizes["length"] += shortest - 1
         sizes["total"] = sizes["length"] + sizes["past"]
         groups = [
-            examples(each, sizes, config, DTYPES["float32"], number)
+            examples(each, sizes, config, DTYPES["float32"], number, shortest == 1)
             for each in (signature.inputs, signature.memory)
         ]
         arrays = [array for group in groups for array in group]

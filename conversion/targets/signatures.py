@@ -72,7 +72,7 @@ def signature_of(config: PretrainedConfig, head: str) -> Signature:
     remembers = _remembers(config, name)
     ids = Input("input_ids", (*rows, "length"))
     mask = Input("attention_mask", (*rows, "total" if remembers else "length"))
-    inputs = (ids, mask, *_languages(config, rows), *_encoder(config, name))
+    inputs = (ids, mask, *_languages(config, rows), *_encoder(config))
     if not remembers:
         return Signature(inputs)
     argument = "cache" if isinstance(config, XLMConfig) else "past_key_values"
@@ -87,7 +87,7 @@ def _languages(config: Any, rows: tuple[Size, ...]) -> tuple[Input, ...]:
     return ()
 
 
-def _encoder(config: Any, name: str) -> tuple[Input, ...]:
+def _encoder(config: Any) -> tuple[Input, ...]:
     """The states that a decoder looks at, where it has what it takes."""
     decodes = not isinstance(config, XmodConfig) or config.is_decoder
     if isinstance(config, XLMConfig) or not (decodes and config.add_cross_attention):

@@ -27,7 +27,7 @@ def build(work: Work, dtype: Any) -> nn.Module:
     cls = getattr(xlmfam.pt, name, None)
     if cls is None:
         raise CheckpointError(f"{name} is no class of xlmfam.pt, and cannot be exported")
-    without = {argument: False for argument in cls.init_arguments} if missing else {}
+    without = dict.fromkeys(cls.init_arguments, False) if missing else {}
     with torch.device("meta"):
         model = cls(work.config, **without)
     reader = work.reader
