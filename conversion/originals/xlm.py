@@ -63,7 +63,7 @@ def open_original(file: TorchFile) -> Original:
     for name, tensors in parts.items():
         _refuse_memories(name, tensors, file.path)
     notes: list[str] = []
-    sizes = _sizes(first, sum(map(len, parts.values())), file.path)
+    sizes = _sizes(first, sum(map(len, parts.values())), file)
     config = read_config(settings, sizes, head == TRANSLATION, notes)
     words = words_of(file.value, config.vocab_size, file.path, notes)
     files = tokenizer_of(words, config, file.path.parent, notes)
@@ -110,17 +110,18 @@ def _refuse_memories(part: str, tensors: Tensors, path: Path) -> None:
         )
 
 
-def _sizes(tensors: Tensors, count: int, path: Path) -> Sizes:
+def _sizes(tensors: Tensors, count: int, file: TorchFile) -> Sizes:
     """What the weights themselves say about the model."""
     for name in (_POSITIONS, _TOKENS):
         if name not in tensors or len(tensors[name].shape) != 2:
-            raise CheckpointError(f"{path}: has no table {name}, which every model of XLM has")
+            raise CheckpointError(f"{file.path}: has no table {name}, which every XLM has")
+        file.require(tensors[name])  # so that sizes are no larger than the file
     return Sizes(
         vocabulary=tensors[_TOKENS].shape[0],
+        width=tensors[_TOKENS].shape[1],
         positions=tensors[_POSITIONS].shape[0],
         has_languages=_LANGUAGES in tensors,
         tensors=count,
-        path=path,
     )
 
 

@@ -19,6 +19,9 @@ _INDICES = {"bos_index": 0, "eos_index": 1, "pad_index": 2, "unk_index": 3, "mas
 # Lists of what a run trains, by the original's options.
 _STEPS = ("clm_steps", "mlm_steps", "mt_steps", "ae_steps", "bt_steps", "pc_steps")
 _NUMBER = int | float
+_LARGEST = 2**40  # no option of any run comes near, and Python's own numbers have no end
+
+_LONGEST_LIST = 10_000  # characters
 
 
 @dataclass(frozen=True)
@@ -27,17 +30,17 @@ class Sizes:
 
     Attributes:
         vocabulary: Rows of the token embedding.
+        width: Its columns.
         positions: Rows of the position embedding.
         has_languages: Whether languages have embeddings.
         tensors: How many tensors there are: nothing of which each needs one can be more.
-        path: The file.
     """
 
     vocabulary: int
+    width: int
     positions: int
     has_languages: bool
     tensors: int
-    path: Path
 
 
 class Settings:
@@ -70,12 +73,15 @@ class Settings:
             raise CheckpointError(f"{self.path}: params lacks {name}, which the model needs")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.wrong(name, value, getattr(kind, "__name__", "number"))
+        if isinstance(value, _NUMBER) and not abs(value) < _LARGEST:
+            raise self.wrong(name, value, "a number that a model can have")
         return value
 
     def wrong(self, name: str, value: Any, allowed: str) -> CheckpointError:
         """The error for an option that cannot be."""
-        shown = "an object" if isinstance(value, Placeholder) else repr(value)[:80]
-        return CheckpointError(f"{self.path}: {name} in params is {shown}; it must be {allowed}")
+        return CheckpointError(
+            f"{self.path}: {name} in params is {_shown(value)}; it must be {allowed}"
+        )
 
     def counted(self, name: str, most: int) -> int:
         """Return an option that counts things of which the file has ``most`` at most."""
@@ -88,6 +94,14 @@ class Settings:
         """Whether the run trained something; before it began, its lists were strings."""
         value = self.values.get(name)
         return isinstance(value, str | list | tuple) and len(value) > 0
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        return "a huge number"  # which takes long to write out, where Python does it at all
+    if isinstance(value, str | int | float):
+        return repr(value)[:80]
+    return "a container" if isinstance(value, list | tuple | Mapping) else "an object"
 
 
 def settings_of(params: Any, path: Path) -> Settings:
@@ -124,11 +138,13 @@ def read_config(
     if settings.get("n_words", int, sizes.vocabulary) != sizes.vocabulary:
         told = settings.values["n_words"]
         raise settings.wrong("n_words", told, f"{sizes.vocabulary}, the rows of the embedding")
-    emb_dim = settings.get("emb_dim", int)
+    if settings.get("emb_dim", int) != sizes.width:
+        told = settings.values["emb_dim"]
+        raise settings.wrong("emb_dim", told, f"{sizes.width}, the width of the embedding")
     indices = {name: settings.get(name, int, number) for name, number in _INDICES.items()}
     return XLMConfig(
         vocab_size=sizes.vocabulary,
-        emb_dim=emb_dim,
+        emb_dim=sizes.width,
         n_layers=settings.counted("n_layers", sizes.tensors),
         n_heads=settings.get("n_heads", int),
         dropout=float(settings.get("dropout", _NUMBER, _DEFAULTS["dropout"])),
@@ -142,7 +158,7 @@ def read_config(
         **_adaptive(settings, sizes),
         **_languages(settings, sizes, notes),
         max_position_embeddings=sizes.positions,
-        embed_init_std=max(emb_dim, 1) ** -0.5,
+        embed_init_std=max(sizes.width, 1) ** -0.5,
         **indices,
         mask_token_id=indices["mask_index"],
         pad_token_id=indices["pad_index"],
@@ -169,10 +185,15 @@ def _adaptive(settings: Settings, sizes: Sizes) -> dict[str, Any]:
         return {"asm": False}
     cutoffs = settings.get("asm_cutoffs", str | list | tuple)
     if isinstance(cutoffs, str):  # as on the command line
-        cutoffs = [int(cut) if cut.isdecimal() else cut for cut in cutoffs[:10000].split(",")]
-    if len(cutoffs) > sizes.tensors or any(type(cut) is not int for cut in cutoffs):
+        parts = cutoffs[:_LONGEST_LIST].split(",")
+        cutoffs = [int(part) if part.isdecimal() and len(part) < 12 else None for part in parts]
+    if len(cutoffs) > sizes.tensors or any(
+        type(cut) is not int or not 0 < cut < sizes.vocabulary for cut in cutoffs
+    ):
         raise settings.wrong("asm_cutoffs", cutoffs, "the first id of each cluster")
     value = settings.get("asm_div_value", _NUMBER, _DIV_VALUE)
+    if value < 1:
+        raise settings.wrong("asm_div_value", value, "at least 1")
     return {"asm": True, "asm_cutoffs": list(cutoffs), "asm_div_value": float(value)}
 
 
@@ -181,13 +202,13 @@ def _languages(settings: Settings, sizes: Sizes, notes: list[str]) -> dict[str, 
     names = settings.get("lang2id", Mapping, {})
     if not names:
         # The original numbers them by alphabet.
-        codes = settings.get("lgs", str, "")[:10000]
+        codes = settings.get("lgs", str, "")[:_LONGEST_LIST]
         names = {code: number for number, code in enumerate(sorted(filter(None, codes.split("-"))))}
     if any(type(number) is not int for number in names.values()):
-        raise settings.wrong("lang2id", dict(names), "numbers by language")
+        raise settings.wrong("lang2id", names, "numbers by language")
     n_langs = settings.get("n_langs", int, len(names) or 1)
-    if names and sorted(names.values()) != list(range(n_langs)):
-        raise settings.wrong("lang2id", dict(names), f"the {n_langs} languages of n_langs")
+    if names and (len(names) != n_langs or sorted(names.values()) != list(range(n_langs))):
+        raise settings.wrong("lang2id", names, f"the {n_langs} languages of n_langs")
     if not names and n_langs > 1:
         notes.append("params does not name the languages: they go by number")
     uses = settings.get("use_lang_emb", bool, sizes.has_languages or n_langs == 1)
