@@ -25,6 +25,7 @@ from xlmfam.common.tokenizers.sentencepiece_model import SentencePieceModel
 from xlmfam.conversion.formats.torch_file import StoredTensor, TorchFile, tensors_of
 from xlmfam.conversion.formats.torch_writer import Namespace, Tensor, write_torch_file
 from xlmfam.conversion.originals.base import Original, Piece, PiecesSource
+from xlmfam.conversion.streaming import Reading
 from xlmfam.conversion.targets import Work
 
 # What fairseq calls a parameter of ours; ``None`` where it has none.
@@ -387,18 +388,13 @@ def require(config: PretrainedConfig, **wanted: Any) -> None:
 
 def parameters_to_write(work: Work) -> dict[str, Tensor]:
     """Return the parameters of a model by their full canonical names, shared ones once."""
-    specs, plan = work.reader.source.specs(), work.reader.plan
-    return {
-        work.reader.parameters[name].full_name: Tensor(
-            TensorSpec(work.reader.parameters[name].shape, work.reader.dtype or specs[own].dtype),
-            partial(_blocks, work, name),
-        )
-        for name, own in plan.sources.items()
-    }
-
-
-def _blocks(work: Work, name: str) -> Iterator[np.ndarray]:
-    yield work.reader.read(name)
+    reader = work.reader
+    found = {}
+    for name, stored in reader.plan.sources.items():
+        parameter = reader.parameters[name]
+        reading = Reading(reader.source, stored, parameter, reader.dtype)
+        found[parameter.full_name] = Tensor(reading.spec(reading.is_turned), reading.canonical)
+    return found
 
 
 def write_checkpoint(

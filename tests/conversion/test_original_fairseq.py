@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,16 @@ def test_there_and_back(case, converted, tmp_path):
     ]
     assert words[0][:37] == words[1][:37]
     assert len(words[0]) == len(words[1])
+
+
+def test_whatever_format_it_is_written_from(converted, tmp_path):
+    """Files that hold weights transposed give the same file for fairseq, bit for bit."""
+    written = []
+    for form in ("safetensors", "flax", "tf"):
+        convert(converted / "xmod_prenorm", tmp_path / form, to=form)
+        convert(tmp_path / form, tmp_path / f"from_{form}", to="original")
+        written.append((tmp_path / f"from_{form}" / "model.pt").read_bytes())
+    assert written[1:] == written[:1] * 2
 
 
 def test_bfloat16_and_a_base_model_there_and_back(tmp_path):
@@ -346,6 +357,19 @@ def cut(path, tmp_path):
 @pytest.mark.parametrize("case", ["xglm", "xglm_args"])
 def test_truncated(case, tmp_path):
     assert "truncated" in error_of(cut(DATA / case / "model.pt", tmp_path), tmp_path)
+
+
+def test_values_that_are_missing_are_seen_before_any_is_read(tmp_path):
+    """Sizes are taken from shapes, which a file may claim without the values."""
+    with (
+        zipfile.ZipFile(DATA / "xglm" / "model.pt") as whole,
+        zipfile.ZipFile(tmp_path / "model.pt", "w") as part,
+    ):
+        for entry in whole.infolist():
+            if not entry.filename.endswith("/data/3"):
+                part.writestr(entry, whole.read(entry))
+    with pytest.raises(CheckpointError, match="values of a tensor are missing"):
+        recognise(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize(
