@@ -2,15 +2,13 @@
 
 ``PREFIX.index`` is a sorted table of strings, in blocks: for each variable its dtype, its shape
 and where in the ``PREFIX.data-*`` files its values lie. Every block has a check sum, and every
-length in it is held against what is there before it is used. Values are not summed up.
+length in it is held against what is there before it is used. Values have sums of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,14 +17,13 @@ import numpy as np
 from xlmfam.common.checkpoints.raw import open_binary, read_bytes_into
 from xlmfam.common.checkpoints.source import DTYPES, TensorSpec
 from xlmfam.common.errors import CheckpointError
+from xlmfam.conversion.originals.transfo_xl_crc import masked_crc
 
-_MAGIC = 0xDB4775248B80FB57
+MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
 _TRAILER = 5  # behind each block: how it is compressed, and a check sum
 _LARGEST_INDEX = 2**24  # the public ones have some tens of thousands of bytes
-_POLYNOMIAL = 0x82F63B78  # of CRC-32C
-_MASK = 0xA282EAD8
-_DTYPES = {
+DTYPE_NAMES = {
     1: "float32",
     2: "float64",
     3: "int32",
@@ -42,7 +39,7 @@ _DTYPES = {
     23: "uint64",
 }
 # Numbers of the fields of a variable's entry, and of a shape.
-_DTYPE, _SHAPE, _SHARD, _OFFSET, _SIZE, _SLICES = 1, 2, 3, 4, 5, 7
+_DTYPE, _SHAPE, _SHARD, _OFFSET, _SIZE, _CRC, _SLICES = 1, 2, 3, 4, 5, 6, 7
 _DIMENSION, _DIMENSION_SIZE = 2, 1
 _SHARDS, _ENDIANNESS = 1, 2  # of the header
 
@@ -55,11 +52,13 @@ class Variable:
         spec: Shape and dtype.
         shard: Number of the file.
         offset: First byte in it.
+        crc: Check sum of the values.
     """
 
     spec: TensorSpec
     shard: int
     offset: int
+    crc: int
 
 
 class Bundle:
@@ -84,7 +83,7 @@ class Bundle:
             entries = dict(_table(self._index()))
             self._shards = self._header(entries.pop(b"", b""))
             found = {_text(name): self._variable(name, entry) for name, entry in entries.items()}
-        except (IndexError, ValueError, OverflowError) as error:
+        except (IndexError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{self.path}: truncated or damaged: {error}") from error
@@ -112,7 +111,7 @@ class Bundle:
         fields = _fields(entry, repeated=_SLICES)
         if fields.get(_SLICES):
             raise CheckpointError(f"{self.path}: {_text(name)} is stored in slices")
-        dtype = _DTYPES.get(fields.get(_DTYPE, 0))
+        dtype = DTYPE_NAMES.get(fields.get(_DTYPE, 0))
         if dtype is None:
             return None
         shape = _shape(fields.get(_SHAPE, b""))
@@ -120,7 +119,7 @@ class Bundle:
         spec = TensorSpec(shape, DTYPES[dtype])
         if shard >= self._shards or fields.get(_SIZE, 0) != spec.nbytes:
             raise ValueError(f"sizes of {_text(name)} do not fit together")
-        return Variable(spec, shard, offset)
+        return Variable(spec, shard, offset, int.from_bytes(fields.get(_CRC, b""), "little"))
 
     def require(self) -> None:
         """Raise ``CheckpointError`` unless the values of all variables are there."""
@@ -129,21 +128,22 @@ class Bundle:
             if variable.offset + variable.spec.nbytes > size:
                 raise CheckpointError(f"{path}: truncated: values of {name} are missing")
 
-    def read(self, name: str, row: int | None = None) -> np.ndarray:
-        """Read a variable, or one row of it, into a fresh array.
+    def read(self, name: str) -> np.ndarray:
+        """Read a variable into a fresh array.
 
         Raises:
-            CheckpointError: The values are not there.
+            CheckpointError: The values are not there, or not those that were written.
         """
         variable = self.variables[name]
-        shape, dtype = variable.spec.shape, variable.spec.dtype
-        offset = variable.offset
-        if row is not None:
-            shape = shape[1:]
-            offset += row * prod(shape) * dtype.itemsize
-        out = np.empty(shape, dtype)
+        out = np.empty(variable.spec.shape, variable.spec.dtype)
+        data = out.reshape(-1).view(np.uint8)
         file, _ = self._open(variable.shard)
-        read_bytes_into(file, offset, out.reshape(-1).view(np.uint8), self._path(variable.shard))
+        read_bytes_into(file, variable.offset, data, self._path(variable.shard))
+        if masked_crc(data) != variable.crc:
+            raise CheckpointError(
+                f"{self._path(variable.shard)}: damaged: the values of {name} are not those that "
+                "were written"
+            )
         return out
 
     def _path(self, shard: int) -> Path:
@@ -167,7 +167,7 @@ def _text(name: bytes) -> str:
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the keys and values of a table."""
     footer = data[-_FOOTER:]
-    if len(footer) < _FOOTER or int.from_bytes(footer[-8:], "little") != _MAGIC:
+    if len(footer) < _FOOTER or int.from_bytes(footer[-8:], "little") != MAGIC:
         raise ValueError("it does not end as an index does")
     offset, size, place = _handle(footer, 0)
     list(_block(data, offset, size))  # of other tables; here it says nothing
@@ -209,24 +209,7 @@ def _block(data: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]:
 def _is_whole(data: bytes, start: int, size: int) -> bool:
     """Whether a block has the sum that stands behind it."""
     end = start + size + 1
-    value = 0xFFFFFFFF
-    for byte in data[start:end]:
-        value = _remainders()[(value ^ byte) & 255] ^ (value >> 8)
-    value ^= 0xFFFFFFFF
-    # Stored turned and moved, so that a sum of what contains sums is none of zeros.
-    turned = ((value >> 15) | (value << 17)) & 0xFFFFFFFF
-    stored = int.from_bytes(data[end : end + _TRAILER - 1], "little")
-    return (turned + _MASK) & 0xFFFFFFFF == stored
-
-
-@cache
-def _remainders() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = (value >> 1) ^ (_POLYNOMIAL if value & 1 else 0)
-        table.append(value)
-    return table
+    return masked_crc(data[start:end]) == int.from_bytes(data[end : end + 4], "little")
 
 
 def _number(data: bytes, place: int) -> tuple[int, int]:

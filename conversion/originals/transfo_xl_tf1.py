@@ -25,31 +25,20 @@ import numpy as np
 from xlmfam.common.checkpoints.source import TensorSpec
 from xlmfam.common.configs import TransfoXLConfig
 from xlmfam.common.errors import CheckpointError
-from xlmfam.common.parameters import Kind, Parameter, relayout, spell, table_of
+from xlmfam.common.parameters import Parameter, relayout, table_of
 from xlmfam.conversion.originals.base import Original, Piece, PiecesSource
 from xlmfam.conversion.originals.transfo_xl import HEAD
 from xlmfam.conversion.originals.transfo_xl_bundle import Bundle
 from xlmfam.conversion.originals.transfo_xl_flags import Flags, divisor, given_flags, new_config
+from xlmfam.conversion.originals.transfo_xl_tf1_names import EMBED, SCOPE, SOFTMAX, Place, place_of
 from xlmfam.conversion.originals.transfo_xl_words import find_words
 
-_SCOPE = "transformer"
-_SIGN = f"{_SCOPE}/r_w_bias"
+SIGN = f"{SCOPE}/r_w_bias"
 _EPSILON = 1e-12
 _FILES = re.compile(r"(.+)\.(?:index|meta|data-\d{5}-of-\d{5})")
 _POINTER_NAME = "checkpoint"
 _POINTER = re.compile(r'^model_checkpoint_path:\s*"([^"]+)"', re.MULTILINE)
 _OPTIMIZER = re.compile(r".*/Adam(?:_1)?|beta[12]_power|global_step")
-# What a part of a layer is called here, by its canonical name.
-_PARTS = {
-    "dec_attn.qkv_net": "rel_attn/qkv",
-    "dec_attn.o_net": "rel_attn/o",
-    "dec_attn.r_net": "rel_attn/r",
-    "dec_attn.layer_norm": "rel_attn/LayerNorm",
-    "pos_ff.CoreNet.0": "ff/layer_1",
-    "pos_ff.CoreNet.3": "ff/layer_2",
-    "pos_ff.layer_norm": "ff/LayerNorm",
-}
-_EMBED, _SOFTMAX = f"{_SCOPE}/adaptive_embed", f"{_SCOPE}/adaptive_softmax"
 
 
 def find(path: Path) -> Path | None:
@@ -94,7 +83,7 @@ def _last(folder: Path) -> Path | None:
 
 def _is_ours(prefix: Path) -> bool:
     try:
-        return _SIGN in Bundle(prefix).variables
+        return SIGN in Bundle(prefix).variables
     except CheckpointError:
         return True  # to be told what is wrong with it
 
@@ -117,10 +106,10 @@ def open_original(prefix: Path) -> Original:
 
 
 def _open(prefix: Path, bundle: Bundle) -> Original:
-    if _SIGN not in bundle.variables:
+    if SIGN not in bundle.variables:
         some = ", ".join(list(bundle.variables)[:3]) or "nothing"
         raise CheckpointError(
-            f"{bundle.path}: no checkpoint of kimiyoung/transformer-xl: it lacks {_SIGN} and has "
+            f"{bundle.path}: no checkpoint of kimiyoung/transformer-xl: it lacks {SIGN} and has "
             f"{some}"
         )
     bundle.require()
@@ -182,16 +171,13 @@ def _shape(bundle: Bundle, name: str, *dimensions: int) -> tuple[int, ...]:
 
 def _sizes(bundle: Bundle) -> dict[str, Any]:
     """Return the settings that shapes tell."""
-    biases = _shape(bundle, _SIGN, 2, 3)
-    width, inner = _shape(bundle, f"{_SCOPE}/layer_0/ff/layer_1/kernel", 2)
-    layers = {
-        m[1] for m in map(re.compile(rf"{_SCOPE}/layer_(\d+)/.*").match, bundle.variables) if m
-    }
-    clusters = _count(bundle, f"{_SOFTMAX}/cutoff_{{}}/b")
-    rows = [_shape(bundle, f"{_SOFTMAX}/cutoff_{i}/b", 1)[0] for i in range(clusters)]
-    tables = _count(bundle, f"{_EMBED}/cutoff_{{}}/lookup_table")
-    names = [f"{_EMBED}/cutoff_{i}/lookup_table" for i in range(tables)]
-    shapes = [_shape(bundle, name, 2) for name in names or [f"{_EMBED}/lookup_table"]]
+    biases = _shape(bundle, SIGN, 2, 3)
+    width, inner = _shape(bundle, f"{SCOPE}/layer_0/ff/layer_1/kernel", 2)
+    clusters = _count(bundle, f"{SOFTMAX}/cutoff_{{}}/b")
+    rows = [_shape(bundle, f"{SOFTMAX}/cutoff_{i}/b", 1)[0] for i in range(clusters)]
+    tables = _count(bundle, f"{EMBED}/cutoff_{{}}/lookup_table")
+    names = [f"{EMBED}/cutoff_{i}/lookup_table" for i in range(tables)]
+    shapes = [_shape(bundle, name, 2) for name in names or [f"{EMBED}/lookup_table"]]
     widths = [shape[1] for shape in shapes]
     return {
         "vocab_size": sum(shape[0] for shape in shapes),
@@ -202,14 +188,29 @@ def _sizes(bundle: Bundle) -> dict[str, Any]:
         "d_head": biases[-1],
         "d_inner": inner,
         "div_val": divisor(bundle.path, widths) if tables else 1,
-        "n_layer": len(layers),
+        "n_layer": _layers(bundle, biases),
         "untie_r": len(biases) == 3,
         "tie_word_embeddings": True,
         "tie_projs": [
-            f"{_SOFTMAX}/cutoff_{place}/proj" not in bundle.variables
+            f"{SOFTMAX}/cutoff_{place}/proj" not in bundle.variables
             for place in range(max(1, clusters))
         ],
     }
+
+
+def _layers(bundle: Bundle, biases: tuple[int, ...]) -> int:
+    """Return the number of layers.
+
+    Raises:
+        CheckpointError: The biases of layers are not as many.
+    """
+    pattern = re.compile(rf"{SCOPE}/layer_(\d+)/.*")
+    count = len({match[1] for match in map(pattern.match, bundle.variables) if match})
+    if len(biases) == 3 and biases[0] != count:
+        raise CheckpointError(
+            f"{bundle.path}: {SIGN} has the shape {biases}; there are {count} layers"
+        )
+    return count
 
 
 def _count(bundle: Bundle, template: str) -> int:
@@ -220,112 +221,51 @@ def _count(bundle: Bundle, template: str) -> int:
     return count
 
 
-class _Pieces:
-    """Makes our parameters of the variables.
-
-    Args:
-        bundle: The checkpoint.
-        config: Its config.
-    """
-
-    def __init__(self, bundle: Bundle, config: TransfoXLConfig):
-        self.bundle = bundle
-        self.config = config
-        self.used: set[str] = set()
-
-    def piece(self, parameter: Parameter) -> Piece:
-        """Return one parameter.
-
-        Raises:
-            CheckpointError: Its variable is missing.
-        """
-        name = parameter.full_name
-        leaf = name.rpartition(".")[2]
-        if parameter.layer is not None:
-            return self._of_layer(parameter, leaf)
-        if name.startswith("transformer.word_emb.emb_layers."):
-            return self._plain(f"{_EMBED}/{self._table(name)}lookup_table", parameter)
-        if name.startswith("transformer.word_emb.emb_projs."):
-            return self._projection(f"{_EMBED}/{self._table(name)}proj_W", parameter)
-        if name.startswith("crit.out_projs."):
-            return self._projection(f"{_SOFTMAX}/cutoff_{leaf}/proj", parameter)
-        if name.startswith("crit.cluster_"):
-            of = {Kind.RAW: "W", Kind.RAW_BIAS: "b"}[parameter.kind]
-            return self._plain(f"{_SOFTMAX}/cutoff_0/cluster_{of}", parameter)
-        if name.startswith("crit.out_layers."):
-            return self._bias(int(name.split(".")[2]), parameter)
-        return self._plain(f"{_SCOPE}/{leaf}", parameter)
-
-    def _table(self, name: str) -> str:
-        number = re.search(r"\d+", name)
-        return f"cutoff_{number[0]}/" if number and self.config.div_val > 1 else ""
-
-    def _of_layer(self, parameter: Parameter, leaf: str) -> Piece:
-        place, own = parameter.layer, parameter.full_name.partition(".layers.")[2]
-        part = own.partition(".")[2].rpartition(".")[0]
-        if part in _PARTS:
-            leaf = spell(parameter, "keras").rpartition("/")[2]
-            return self._plain(f"{_SCOPE}/layer_{place}/{_PARTS[part]}/{leaf}", parameter)
-        name = f"{_SCOPE}/{leaf}"  # one variable for the biases of all layers
-        shape = self._shape(name)
-        if len(shape) != 3 or shape[0] != self.config.n_layer:
-            raise CheckpointError(
-                f"{self.bundle.path}: {name} has the shape {shape}; there are "
-                f"{self.config.n_layer} layers"
-            )
-        spec = TensorSpec(shape[1:], self.bundle.variables[name].spec.dtype)
-        return Piece(f"{name}[{place}]", spec, lambda: self.bundle.read(name, place))
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        if name not in self.bundle.variables:
-            raise CheckpointError(f"{self.bundle.path}: lacks {name}")
-        self.used.add(name)
-        return self.bundle.variables[name].spec.shape
-
-    def _plain(self, name: str, parameter: Parameter) -> Piece:
-        """Return a parameter that is one variable, which lies as Keras has it."""
-        # No values, but a shape that turns round like theirs.
-        like = np.broadcast_to(np.float32(0), self._shape(name))
-        shape = relayout(like, parameter, "keras_h5", "canonical").shape
-        spec = TensorSpec(shape, self.bundle.variables[name].spec.dtype)
-
-        def read() -> np.ndarray:
-            array = relayout(self.bundle.read(name), parameter, "keras_h5", "canonical")
-            return np.ascontiguousarray(array)
-
-        return Piece(name, spec, read)
-
-    def _projection(self, name: str, parameter: Parameter) -> Piece:
-        rows, columns = parameter.shape
-        if name in self.bundle.variables or rows != columns:
-            return self._plain(name, parameter)
-        spec = TensorSpec(parameter.shape, self.bundle.variables[_SIGN].spec.dtype)
-        return Piece("(not projected)", spec, lambda: np.eye(rows, dtype=spec.dtype))
-
-    def _bias(self, table: int, parameter: Parameter) -> Piece:
-        """Return the biases of a table's words, which lie by clusters."""
-        clusters = len(self.config.cluster_ends)
-        if clusters == 1:
-            return self._plain(f"{_SOFTMAX}/bias", parameter)
-        if self.config.div_val > 1:
-            return self._plain(f"{_SOFTMAX}/cutoff_{table}/b", parameter)
-        names = [f"{_SOFTMAX}/cutoff_{place}/b" for place in range(clusters)]
-        size = sum(self._shape(name)[0] for name in names)
-        spec = TensorSpec((size,), self.bundle.variables[names[0]].spec.dtype)
-
-        def read() -> np.ndarray:
-            return np.concatenate([self.bundle.read(name) for name in names])
-
-        return Piece(", ".join(names), spec, read)
-
-
 def _pieces(bundle: Bundle, config: TransfoXLConfig) -> tuple[dict[str, Piece], set[str]]:
     """Return the parameters, and the names of the variables that they take."""
-    maker = _Pieces(bundle, config)
-    expected = table_of(config.model_type).expand(config, HEAD)
-    pieces = {
-        parameter.full_name: maker.piece(parameter)
-        for parameter in expected.values()
-        if parameter.tied_to is None
-    }
-    return pieces, maker.used
+    pieces, used = {}, set()
+    for parameter in table_of(config.model_type).expand(config, HEAD).values():
+        if parameter.tied_to is None:
+            place = place_of(parameter, config)
+            pieces[parameter.full_name] = _piece(bundle, parameter, place)
+            used.update(place.names)
+    return pieces, used
+
+
+def _piece(bundle: Bundle, parameter: Parameter, place: Place) -> Piece:
+    """Return one parameter.
+
+    Raises:
+        CheckpointError: A variable of it is missing, or has no row for its layer.
+    """
+    rows = parameter.shape[0]
+    missing = [name for name in place.names if name not in bundle.variables]
+    if missing and place.is_projection and len(set(parameter.shape)) == 1:
+        dtype = bundle.variables[SIGN].spec.dtype
+        spec = TensorSpec(parameter.shape, dtype)
+        return Piece("(not projected)", spec, lambda: np.eye(rows, dtype=dtype))
+    if missing:
+        raise CheckpointError(f"{bundle.path}: lacks {missing[0]}")
+    specs = [bundle.variables[name].spec for name in place.names]
+    if place.row is not None and len(specs[0].shape) != 3:
+        raise CheckpointError(f"{bundle.path}: {place.names[0]} has the shape {specs[0].shape}")
+    # No values, but a shape that is put together like theirs.
+    shape = _joined(
+        [np.broadcast_to(np.float32(0), spec.shape) for spec in specs], parameter, place
+    )
+    spec = TensorSpec(shape.shape, specs[0].dtype)
+
+    def read() -> np.ndarray:
+        array = _joined([bundle.read(name) for name in place.names], parameter, place)
+        return np.ascontiguousarray(array)
+
+    stored_as = ", ".join(place.names) + ("" if place.row is None else f"[{place.row}]")
+    return Piece(stored_as, spec, read)
+
+
+def _joined(arrays: list[np.ndarray], parameter: Parameter, place: Place) -> np.ndarray:
+    """Return a parameter of the values of its variables, which lie as Keras has them."""
+    if place.row is not None:
+        arrays = [array[place.row] for array in arrays]
+    array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    return relayout(array, parameter, "keras_h5", "canonical")
