@@ -7,6 +7,7 @@ in memory at once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
@@ -27,7 +28,12 @@ from xlmfam.common.checkpoints.source import (
 )
 from xlmfam.common.errors import CheckpointError, MissingPackageError
 from xlmfam.conversion.formats.torch_archive import TorchArchive
-from xlmfam.conversion.formats.torch_file import require_tensors_only
+from xlmfam.conversion.formats.torch_file import (
+    StoredTensor,
+    TorchFile,
+    require_tensors_only,
+    tensors_of,
+)
 
 # A mapped page counts as our memory until the file is opened anew.
 _BYTES_PER_MAPPING = 32 * 2**20
@@ -73,6 +79,8 @@ class PytorchSource(TensorSource):
             raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
         self._state: dict[str, Any] | None = self._load()
         self._touched = 0
+        self._file: TorchFile | None = None
+        self._places: dict[str, StoredTensor] | None = None
         self._specs = {name: self._spec(name, tensor) for name, tensor in self._state.items()}
 
     def _load(self) -> dict[str, Any]:
@@ -145,14 +153,41 @@ class PytorchSource(TensorSource):
         """Read one tensor into a fresh array; see `TensorSource.read`."""
         spec = self._require(name)
         if spec.shape:
-            return self.read_rows(name, 0, spec.shape[0])
+            return self._mapped_rows(name, 0, spec.shape[0])
         out = np.empty(spec.shape, spec.dtype)
         out[...] = self._take(name, ..., spec.nbytes)
         return out
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Read some rows; see `TensorSource.read_rows`."""
-        spec = self._require(name)
+        self._require(name)
+        tensor = self._tensor_in_file(name)
+        if tensor is None or self._file is None:
+            return self._mapped_rows(name, start, stop)
+        return self._file.read(tensor, start, stop)
+
+    def is_same(self, name: str, other: str) -> bool:
+        """Whether two names share their values in the file."""
+        return name == other or (
+            (tensor := self._tensor_in_file(name)) is not None
+            and tensor == self._tensor_in_file(other)
+        )
+
+    def _tensor_in_file(self, name: str) -> StoredTensor | None:
+        """Where a tensor lies, which takes no mapping to read; ``None`` for unusual ones."""
+        if self._places is None:
+            self._places = {}
+            if self._mapped and _identity(self.path) == self._identity:
+                with contextlib.suppress(CheckpointError):
+                    self._file = TorchFile(self.path)
+                    self._places = tensors_of(self._file.value)
+        tensor = self._places.get(name)
+        assert self._state is not None
+        is_plain = not (self._state[name].is_neg() or self._state[name].is_conj())
+        return tensor if tensor and is_plain and tensor.spec == self._specs[name] else None
+
+    def _mapped_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        spec = self._specs[name]
         out = np.empty((stop - start, *spec.shape[1:]), spec.dtype)
         # In blocks, so that little is mapped beside the copy.
         step = max(1, len(out) * _BYTES_PER_MAPPING // max(1, out.nbytes))
@@ -179,6 +214,8 @@ class PytorchSource(TensorSource):
     def close(self) -> None:
         """Let go of the file."""
         self._state = None
+        if self._file is not None:
+            self._file.close()
 
 
 def _require_stored(path: Path) -> None:

@@ -199,6 +199,15 @@ class ShardedSource(TensorSource):
             raise unknown_name(name, self.path, self._specs)
         return self._shards[self._home[name]].read_rows(name, start, stop)
 
+    def is_same(self, name: str, other: str) -> bool:
+        """Whether two names are known to be one tensor; see `TensorSource.is_same`."""
+        home = self._home.get(name)
+        return (
+            home is not None
+            and home == self._home.get(other)
+            and (self._shards[home].is_same(name, other))
+        )
+
     def files(self) -> list[Path]:
         """The index and the shards."""
         return [self.path, *(file for shard in self._shards.values() for file in shard.files())]

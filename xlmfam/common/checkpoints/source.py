@@ -109,6 +109,10 @@ class TensorSource(Protocol):
         # For readers that have no better way.
         return self.read(name)[start:stop].copy()
 
+    def is_same(self, name: str, other: str) -> bool:
+        """Whether two names are known to be one tensor in the file, stored once."""
+        return name == other
+
     def files(self) -> list[Path]:
         """The files that the checkpoint lies in."""
         return [Path(getattr(self, "path"))]  # noqa: B009  (every reader has one)
