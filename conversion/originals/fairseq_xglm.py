@@ -49,7 +49,7 @@ _SAME_ACTIVATION = {
 _DROPPED = (
     ("decoder.version", "a number that tells old checkpoints of fairseq from new ones"),
     ("decoder.embed_positions.", "the sinusoidal table is computed, not stored"),
-    ("decoder.mevo_layer.", "computed the loss in training; the model itself has no such layer"),
+    ("decoder.mevo_layer.", "a layer of the code that trained it, which fairseq does not have"),
 )
 
 
