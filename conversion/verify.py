@@ -5,15 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from xlmfam.common.checkpoints.files import FORMATS
 from xlmfam.common.errors import XlmfamError
 from xlmfam.common.logging import progress as progress_bar
+from xlmfam.common.parameters import table_of
 from xlmfam.conversion.examples import LABELS, Inputs, example_inputs
-from xlmfam.conversion.report import Comparison, Verification
+from xlmfam.conversion.report import Comparison, Conversion, Verification
 from xlmfam.conversion.runners import (
     BACKENDS,
     FRAMEWORKS,
@@ -77,16 +82,131 @@ def verify(
     inputs = example_inputs(config, head, seed) if inputs is None else inputs
     if head != table.base and not set(LABELS) & set(inputs):
         raise XlmfamError(f"inputs has no labels, which {head} needs for its loss")
-    layers = {name: p.layer for name, p in table.expand(config, head).items()}
+    found, failures = _observe_all(
+        {backend: (backend, sources[backend], hub) for backend in chosen},
+        inputs,
+        gradients,
+        head=head,
+        jit=jit,
+    )
+    return _verification(name, config, head, found, failures, tolerance, inputs)
+
+
+def verify_conversion(
+    conversion: Conversion,
+    source: Source | None = None,
+    backends: Sequence[str] | None = None,
+    tolerance: float = 5e-5,
+    *,
+    gradients: bool = True,
+    seed: int = 0,
+    **hub: Any,
+) -> Verification:
+    """Run what a conversion has written in several backends, and compare it with the source.
+
+    The source runs in the first backend. An original release, and a source of which not all or
+    not in its own dtype was carried over, is converted into a temporary folder for that.
+
+    Args:
+        conversion: What `convert` returned.
+        source: Where the source is by now; by default where it was.
+        backends: Some of ``pt``, ``tf``, ``flax``; by default those that are installed.
+        tolerance: Largest difference allowed.
+        gradients: Whether to compare gradients, which take most of the memory.
+        seed: Draws the example.
+        **hub: Where on the hub the source is.
+
+    Returns:
+        The differences; ``source`` stands in it beside the backends.
+
+    Raises:
+        CheckpointError: The source or the target is gone or damaged.
+        XlmfamError: No backend is installed, or what was written can only be run elsewhere.
+    """
+    if conversion.format in ("savedmodel", "onnx"):
+        raise XlmfamError(
+            f"what was written is a program ({conversion.format}), which no backend loads; verify "
+            "a conversion to safetensors of the same source"
+        )
+    chosen = [b for b in BACKENDS if b in (installed_backends() if backends is None else backends)]
+    for backend in chosen:
+        require_backend(backend)
+    if not chosen:
+        raise XlmfamError('there is no backend to run it; pip install "xlmfam[pt]" brings one')
+    with tempfile.TemporaryDirectory(prefix="xlmfam-verify-") as room:
+        told = {key: conversion.options.get(key) for key in ("dtype", "languages")}
+        before, options = _runnable(
+            conversion.source if source is None else source,
+            conversion.source_format,
+            conversion.head,
+            Path(room) / "source",
+            told,
+            hub,
+        )
+        after, _ = _runnable(
+            conversion.target, conversion.format, conversion.head, Path(room) / "target", {}, {}
+        )
+        with recognise(after, head=conversion.head) as checkpoint:
+            config, head = checkpoint.config, checkpoint.head
+        inputs = example_inputs(config, head, seed)
+        found, failures = _observe_all(
+            {"source": (chosen[0], before, options), **{b: (b, after, {}) for b in chosen}},
+            inputs,
+            gradients,
+            head=head,
+        )
+    name = f"{conversion.target} against {conversion.source}"
+    return _verification(name, config, head, found, failures, tolerance, inputs)
+
+
+def _runnable(
+    source: Source,
+    format: str,
+    head: str,
+    room: Path,
+    told: Mapping[str, Any],
+    hub: Mapping[str, Any],
+) -> tuple[Source, dict[str, Any]]:
+    """Return a checkpoint that models load, and with which arguments."""
+    from xlmfam.conversion.convert import convert
+
+    if format in FORMATS and not any(told.values()):
+        return source, {**hub, "format": format}
+    convert(source, room, head=head, source_format=format, progress=False, **told, **hub)
+    return room, {}
+
+
+def _observe_all(
+    runs: Mapping[str, tuple[str, Source, Mapping[str, Any]]],
+    inputs: Inputs,
+    gradients: bool,
+    *,
+    head: str,
+    jit: bool = False,
+) -> tuple[dict[str, Observation], dict[str, str]]:
+    """Run checkpoints by what they are called; returns what came of it and what failed."""
     found: dict[str, Observation] = {}
     failures: dict[str, str] = {}
-    for backend in progress_bar(chosen, "Verifying"):
+    for name, (backend, source, options) in progress_bar(list(runs.items()), "Verifying"):
         try:
-            found[backend] = observe(
-                backend, sources[backend], inputs, gradients, head=head, jit=jit, **hub
-            )
+            seen = observe(backend, source, inputs, gradients, head=head, jit=jit, **options)
+            found[name] = replace(seen, backend=name)
         except (XlmfamError, ImportError, MemoryError) as error:
-            failures[backend] = str(error) or type(error).__name__
+            failures[name] = str(error) or type(error).__name__
+    return found, failures
+
+
+def _verification(
+    name: str,
+    config: Any,
+    head: str,
+    found: Mapping[str, Observation],
+    failures: Mapping[str, str],
+    tolerance: float,
+    inputs: Inputs,
+) -> Verification:
+    expected = table_of(config.model_type).expand(config, head)
+    layers = {key: p.layer for key, p in expected.items()}
     comparisons = [
         comparison
         for one, other in itertools.combinations(found.values(), 2)
@@ -98,7 +218,7 @@ def verify(
         backends=list(found),
         tolerance=tolerance,
         comparisons=comparisons,
-        failures=failures,
+        failures=dict(failures),
         seconds={backend: o.seconds for backend, o in found.items()},
         losses={backend: o.loss for backend, o in found.items()},
     )

@@ -22,8 +22,10 @@ from xlmfam.cli.options import (
 DESCRIPTION = """\
 Write a checkpoint into a new folder in another file format. The weights are first held against
 the family's parameter table: a damaged or foreign checkpoint is refused and nothing is written.
-Config, generation options and tokenizer files go along. Tensors are carried over one by one, so
-memory stays small; no framework is needed but for pytorch_model.bin, which needs PyTorch."""
+Config, generation options and tokenizer files go along, and a report (conversion_report.json and
+.html) of what went where. Tensors are carried over in blocks, so memory stays small; a conversion
+that was killed is taken up again by the same command. No framework is needed but to read
+pytorch_model.bin, which needs PyTorch."""
 
 EXAMPLES = """\
   xlmfam convert facebook/xglm-564M xglm-flax --to flax
@@ -63,7 +65,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace a checkpoint that is in DST already"
     )
     parser.add_argument(
-        "--verify", action="store_true", help="then run DST in every installed backend and compare"
+        "--verify",
+        action="store_true",
+        help="then run DST in every installed backend, and compare with SRC",
     )
     add_class_option(parser)
     add_hub_options(parser)
@@ -91,11 +95,11 @@ def run(args: argparse.Namespace) -> int:
         note(f"warning: {warning}")
     if not args.verify:
         return 0
-    from xlmfam.conversion import verify
+    from xlmfam.conversion.convert import with_verification
     from xlmfam.conversion.runners import installed_backends
 
     if not args.debug:
         preload(installed_backends())
-    verification = verify(args.target)
+    verification = with_verification(report, **hub_options(args)).verification
     print(f"\n{verification}")
-    return 0 if verification.ok else 1
+    return 0 if verification is not None and verification.ok else 1
