@@ -14,7 +14,7 @@ from typing import Any
 
 from xlmfam.common.configs import XLMConfig
 from xlmfam.common.errors import CheckpointError
-from xlmfam.common.parameters import table_of
+from xlmfam.common.parameters import Kind, table_of
 from xlmfam.conversion.formats.torch_file import StoredTensor, TorchFile
 from xlmfam.conversion.originals.base import Original, Piece, PiecesSource
 from xlmfam.conversion.originals.xlm_export import write_original
@@ -26,9 +26,6 @@ ENCODER, DECODER = "encoder", "decoder"
 _PART_NAMES = ("model", ENCODER, DECODER)
 _BESIDE = ("params", "dico_word2id", "dico_id2word", "dico_counts")
 _PARALLEL = "module."  # what DistributedDataParallel puts before every name
-_POSITIONS, _TOKENS, _LANGUAGES = (
-    f"{name}.weight" for name in ("position_embeddings", "embeddings", "lang_embeddings")
-)
 _PREDICTION = "pred_layer."
 _MEMORIES = "memories."
 
@@ -112,17 +109,28 @@ def _refuse_memories(part: str, tensors: Tensors, path: Path) -> None:
 
 def _sizes(tensors: Tensors, count: int, file: TorchFile) -> Sizes:
     """What the weights themselves say about the model."""
-    for name in (_POSITIONS, _TOKENS):
+    tokens, positions, languages = _embeddings()
+    for name in (tokens, positions):
         if name not in tensors or len(tensors[name].shape) != 2:
             raise CheckpointError(f"{file.path}: has no table {name}, which every XLM has")
         file.require(tensors[name])  # so that sizes are no larger than the file
     return Sizes(
-        vocabulary=tensors[_TOKENS].shape[0],
-        width=tensors[_TOKENS].shape[1],
-        positions=tensors[_POSITIONS].shape[0],
-        has_languages=_LANGUAGES in tensors,
+        vocabulary=tensors[tokens].shape[0],
+        width=tensors[tokens].shape[1],
+        positions=tensors[positions].shape[0],
+        has_languages=languages in tensors,
         tensors=count,
     )
+
+
+def _embeddings() -> tuple[str, str, str]:
+    """Return the names of the tables of tokens, positions and languages: by their sizes."""
+    sizes: dict[str, Any] = {"vocab_size": 11, "max_position_embeddings": 12, "n_langs": 13}
+    table = table_of(XLMConfig.model_type)
+    parameters = table.expand(XLMConfig(emb_dim=2, n_heads=1, n_layers=1, **sizes), table.base)
+    by_rows = {p.shape[0]: name for name, p in parameters.items() if p.kind is Kind.EMBEDDING}
+    tokens, positions, languages = (by_rows[rows] for rows in sizes.values())
+    return tokens, positions, languages
 
 
 def _pieces(

@@ -130,17 +130,7 @@ def read_config(
         CheckpointError: For options that are missing or cannot be, and for product-key memories.
         ConfigError: For values that do not fit together.
     """
-    if settings.values.get("use_memory") not in (None, False):
-        raise CheckpointError(
-            f"{settings.path}: the model has product-key memories (use_memory), which XLM's "
-            "classes do not have"
-        )
-    if settings.get("n_words", int, sizes.vocabulary) != sizes.vocabulary:
-        told = settings.values["n_words"]
-        raise settings.wrong("n_words", told, f"{sizes.vocabulary}, the rows of the embedding")
-    if settings.get("emb_dim", int) != sizes.width:
-        told = settings.values["emb_dim"]
-        raise settings.wrong("emb_dim", told, f"{sizes.width}, the width of the embedding")
+    _require_fit(settings, sizes)
     indices = {name: settings.get(name, int, number) for name, number in _INDICES.items()}
     return XLMConfig(
         vocab_size=sizes.vocabulary,
@@ -165,6 +155,21 @@ def read_config(
         # The original puts the end token before every text, too.
         bos_token_id=indices["eos_index"],
     )
+
+
+def _require_fit(settings: Settings, sizes: Sizes) -> None:
+    """Raise unless the options are of the weights that they came with, and of a plain model."""
+    if settings.values.get("use_memory") not in (None, False):
+        raise CheckpointError(
+            f"{settings.path}: the model has product-key memories (use_memory), which XLM's "
+            "classes do not have"
+        )
+    if settings.get("n_words", int, sizes.vocabulary) != sizes.vocabulary:
+        told = settings.values["n_words"]
+        raise settings.wrong("n_words", told, f"{sizes.vocabulary}, the rows of the embedding")
+    if settings.get("emb_dim", int) != sizes.width:
+        told = settings.values["emb_dim"]
+        raise settings.wrong("emb_dim", told, f"{sizes.width}, the width of the embedding")
 
 
 def _is_causal(settings: Settings, notes: list[str]) -> bool:
