@@ -75,14 +75,15 @@ def _reading(model: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 def _decoding(model: Any, signature: Signature) -> tuple[tuple[Input, ...], Callable]:
     """Return the inputs of a call that goes on from another, and the function."""
     pack, unpack, inputs = _grown, _presents, signature.every
-    if signature.memory_argument == "mems":
+    argument = str(signature.memory_argument)
+    if argument == "mems":
         pack, unpack = _mems, _new_mems
-    elif signature.memory_argument == "cache":
+    elif argument == "cache":
         pack, unpack, inputs = _buffers, _filled, _buffered(model.config, signature)
 
     def decode(given: dict[str, Any]) -> dict[str, Any]:
         named = {each.name: given[_name(each.name)] for each in signature.inputs}
-        named[signature.memory_argument] = pack(given, signature)
+        named[argument] = pack(given, signature)
         if "use_cache" in model._no_cache():
             named["use_cache"] = True
         output = model(**named, training=False, return_dict=True)
@@ -118,13 +119,9 @@ def _new_mems(output: Any) -> list[Any]:
 
 def _buffered(config: Any, signature: Signature) -> tuple[Input, ...]:
     """The inputs with keys and values in buffers that hold the longest text."""
-    room = config.max_position_embeddings
+    sizes: dict[Any, int] = dict.fromkeys(("past", "total"), config.max_position_embeddings)
     changed = [
-        Input(
-            each.name,
-            tuple({"past": room, "total": room}.get(s, s) for s in each.shape),
-            each.floating,
-        )
+        Input(each.name, tuple(sizes.get(size, size) for size in each.shape), each.floating)
         for each in signature.every
     ]
     return (*changed, Input(_LENGTH, ()))
