@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from xlmfam.common.checkpoints.models import is_floating
 from xlmfam.common.errors import CheckpointError
 from xlmfam.common.parameters import LoadPlan, Parameter, layout_shape, parameter_count
 from xlmfam.conversion.report import Contents, TensorEntry
@@ -59,7 +60,14 @@ def _plan(checkpoint: OpenCheckpoint) -> tuple[LoadPlan, list[str]]:
         plan = checkpoint.plan()
     except CheckpointError as error:
         return LoadPlan(), [line.strip() for line in str(error).splitlines()]
-    return plan, [f"new: {name} is not in the file and would start untrained" for name in plan.new]
+    specs = checkpoint.source.specs()
+    problems = [f"new: {name} is not in the file and would start untrained" for name in plan.new]
+    problems += [
+        f"dtype: {name} holds {specs[name].dtype.name}; parameters must be floating-point"
+        for name in plan.sources.values()
+        if not is_floating(specs[name].dtype)
+    ]
+    return plan, problems
 
 
 def _tensors(checkpoint: OpenCheckpoint, plan: LoadPlan) -> list[TensorEntry]:

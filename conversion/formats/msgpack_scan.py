@@ -30,7 +30,7 @@ _MAX_KEY_BYTES = 2**10
 _MAX_PATH = 2**11
 _MAX_DIMENSIONS = 32
 # Far beyond any model's tree; bounds the time that a file of empty maps can take.
-_MAX_TOKENS = 1_000_000
+_MAX_TOKENS = 300_000
 # Token by first byte: kind and the number of bytes of its length or value.
 _SIZED = {
     0xC4: ("bin", 1),

@@ -34,8 +34,8 @@ _OLD_ROOT = "model_weights"
 _MAX_ATTRIBUTE_BYTES = 60_000
 _LARGEST_PIECE = 2**24
 # X-MOD has some four thousand.
-_MOST_LISTED = 200_000
-_LARGEST_LIST = 2**28
+_MOST_LISTED = 40_000
+_MOST_OF_ANY_LENGTH = 2**12
 # HDF5 has no type called bfloat16, but describes it: where sign, exponent and mantissa lie.
 # Readers that do not look closer get the same numbers as float32.
 _BFLOAT16_FIELDS = (15, 7, 8, 0, 7)
@@ -219,8 +219,8 @@ def _count_of_names(group: Any, attribute: str, size: int) -> int:
     if not isinstance(kind, h5py.h5t.TypeStringID):
         raise ValueError(f"{attribute} is no list of names")
     if kind.is_variable_str():
-        # All of them may be one and the same long one in the file.
-        if count * size > _LARGEST_LIST:
+        # All of them may be one and the same long one in the file. Keras cuts its lists before.
+        if count > _MOST_OF_ANY_LENGTH:
             raise ValueError(f"{attribute} has {count} names of any length")
     elif count * kind.get_size() > size:
         raise ValueError(f"{attribute} is longer than the file")
