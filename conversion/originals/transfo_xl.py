@@ -1,4 +1,4 @@
-"""kimiyoung/transformer-xl, PyTorch: its checkpoints in, and back.
+"""kimiyoung/transformer-xl, PyTorch: its checkpoints in; and back, to both of its codes.
 
 ``model.pt`` is a whole pickled model; state dicts, and training checkpoints around them, are known
 too. The names of the tensors are the canonical ones without the first part. The one difference
@@ -228,14 +228,24 @@ def _reader(file: TorchFile, tensor: StoredTensor, is_reversed: bool) -> Callabl
 
 
 def write_original(work: Work) -> None:
-    """Write ``model.pt``, which the original code reads, and the vocabulary as lines of words.
+    """Write what the original code reads, and the vocabulary as lines of words.
+
+    The PyTorch code reads ``model.pt``. It has one pair of attention biases for all layers; where
+    each layer has its own (``untie_r``), the TensorFlow code's ``model.ckpt-0`` is written.
 
     Args:
-        work: A language model whose layers share their attention biases.
+        work: A language model.
 
     Raises:
         CheckpointError: The original has no such model.
     """
     from xlmfam.conversion.originals.transfo_xl_export import write_model
+    from xlmfam.conversion.originals.transfo_xl_tf1_export import write_checkpoint
+    from xlmfam.conversion.originals.transfo_xl_words import write_words
 
-    write_model(work)
+    if work.head != HEAD:
+        raise CheckpointError(f"{work.head}: the original has language models only, {HEAD}")
+    config = work.config
+    assert isinstance(config, TransfoXLConfig)
+    (write_checkpoint if config.untie_r else write_model)(work)
+    write_words(work.folder, work.tokenizer_files)

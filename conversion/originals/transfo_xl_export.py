@@ -6,15 +6,12 @@ original code, writing it does not.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from xlmfam.common.checkpoints.source import TensorSpec
-from xlmfam.common.configs import TransfoXLConfig
-from xlmfam.common.errors import CheckpointError
 from xlmfam.common.parameters import table_of
 from xlmfam.conversion.formats.torch_writer import (
     Made,
@@ -23,7 +20,7 @@ from xlmfam.conversion.formats.torch_writer import (
     tensor_of,
     write_torch_file,
 )
-from xlmfam.conversion.originals.transfo_xl import HEAD, OF_TAILS
+from xlmfam.conversion.originals.transfo_xl import OF_TAILS
 from xlmfam.conversion.targets import Work
 
 FILE_NAME = "model.pt"
@@ -32,32 +29,8 @@ _SEGMENT = 128
 
 
 def write_model(work: Work) -> None:
-    """Write ``model.pt`` and ``vocab.txt``; see `transfo_xl.write_original`."""
-    config = work.config
-    assert isinstance(config, TransfoXLConfig)
-    if work.head != HEAD:
-        raise CheckpointError(f"{work.head}: the original has language models only, {HEAD}")
-    if config.untie_r:
-        raise CheckpointError(
-            "untie_r is True: each layer has attention biases of its own. The original's PyTorch "
-            "code has one pair for all layers, so it cannot read this model; only its TensorFlow "
-            "code can"
-        )
-    model = _Model(work).build()
-    write_torch_file(work.folder / FILE_NAME, model, work.progress)
-    _write_words(work)
-
-
-def _write_words(work: Work) -> None:
-    """Write the vocabulary as lines, which the original takes as ``vocab_file``."""
-    content = work.tokenizer_files.get("vocab.json")
-    if content is None or "vocab.txt" in work.tokenizer_files:
-        return
-    from xlmfam.common.tokenizers.transfo_xl_vocabulary import write_text
-
-    ids = json.loads(content)
-    words = sorted(ids, key=lambda word: ids[word]) if isinstance(ids, dict) else ids
-    write_text(work.folder / "vocab.txt", words)
+    """Write ``model.pt``; see `transfo_xl.write_original`."""
+    write_torch_file(work.folder / FILE_NAME, _Model(work).build(), work.progress)
 
 
 def _module(

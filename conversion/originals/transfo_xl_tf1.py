@@ -191,11 +191,18 @@ def _sizes(bundle: Bundle) -> dict[str, Any]:
         "n_layer": _layers(bundle, biases),
         "untie_r": len(biases) == 3,
         "tie_word_embeddings": True,
-        "tie_projs": [
-            f"{SOFTMAX}/cutoff_{place}/proj" not in bundle.variables
-            for place in range(max(1, clusters))
-        ],
+        "tie_projs": _shared(bundle, tables, max(1, clusters)),
     }
+
+
+def _shared(bundle: Bundle, tables: int, clusters: int) -> list[bool]:
+    """Return for each cluster whether the softmax has the embedding's projection."""
+    embedded = [
+        f"{EMBED}/cutoff_{i}/proj_W" if tables else f"{EMBED}/proj_W" for i in range(clusters)
+    ]
+    own = [f"{SOFTMAX}/cutoff_{i}/proj" for i in range(clusters)]
+    has = bundle.variables.__contains__
+    return [has(one) and not has(other) for one, other in zip(embedded, own, strict=True)]
 
 
 def _layers(bundle: Bundle, biases: tuple[int, ...]) -> int:

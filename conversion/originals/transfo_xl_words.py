@@ -132,3 +132,20 @@ def _written(
         config |= special
         (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return {entry.name: entry.read_bytes() for entry in sorted(folder.iterdir())}
+
+
+def write_words(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the vocabulary as lines, which the original takes as ``vocab_file``.
+
+    Args:
+        folder: Where to.
+        files: The tokenizer's files, which may have them already.
+    """
+    content = files.get("vocab.json")
+    if content is None or "vocab.txt" in files:
+        return
+    from xlmfam.common.tokenizers.transfo_xl_vocabulary import write_text
+
+    ids = json.loads(content)
+    words = sorted(ids, key=lambda word: ids[word]) if isinstance(ids, dict) else ids
+    write_text(folder / "vocab.txt", words)

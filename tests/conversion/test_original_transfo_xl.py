@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,15 @@ from xlmfam.common.errors import CheckpointError
 from xlmfam.conversion import convert
 from xlmfam.conversion.formats.torch_file import TorchFile
 from xlmfam.conversion.formats.torch_writer import Made, tensor_of, write_torch_file
-from xlmfam.conversion.originals import open_original
+from xlmfam.conversion.originals import (
+    open_original,
+    transfo_xl,
+    transfo_xl_crc,
+    transfo_xl_export,
+    transfo_xl_tf1_export,
+)
 from xlmfam.conversion.originals.transfo_xl_bundle import Bundle
+from xlmfam.conversion.originals.transfo_xl_crc import masked_crc
 from xlmfam.conversion.originals.transfo_xl_flags import Flags
 from xlmfam.conversion.originals.transfo_xl_module import stored_model
 from xlmfam.conversion.originals.transfo_xl_words import find_words
@@ -320,9 +328,85 @@ def test_words_go_back_as_lines(converted, tmp_path):
     assert len(lines) == 24
 
 
+@pytest.mark.parametrize("case", ["tf1_tails", "tf1_one_table", "tf1_same_dim", "tf1_letters"])
+def test_tensorflow_checkpoints_there_and_back(case, converted, tmp_path, tf, monkeypatch):
+    # Where layers share their biases, the PyTorch code's file is written; here both can be shown.
+    monkeypatch.setattr(transfo_xl_export, "write_model", transfo_xl_tf1_export.write_checkpoint)
+    folder = tmp_path / "back"
+    convert(converted(case), folder, "original")
+    source = converted(case).parent / "source" / case
+    there, wanted = opened(source)
+    back, found = opened(folder / "model.ckpt-0")
+    assert back.config.to_dict() == there.config.to_dict()
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    # TensorFlow holds all sums against what it reads.
+    theirs = tf.tf.train.load_checkpoint(str(source / "model.ckpt-0"))
+    ours = tf.tf.train.load_checkpoint(str(folder / "model.ckpt-0"))
+    for name in ours.get_variable_to_shape_map():
+        assert ours.has_tensor(name)
+        if theirs.has_tensor(name):
+            assert np.array_equal(ours.get_tensor(name), theirs.get_tensor(name))
+    if case in ("tf1_tails", "tf1_one_table"):
+        values = "model.ckpt-0.data-00000-of-00001"
+        assert (folder / values).read_bytes() == (source / values).read_bytes()
+
+
+def test_layers_with_biases_of_their_own_go_to_the_tensorflow_code(converted, tmp_path):
+    convert(converted("tf1_tails"), tmp_path / "back", "original")
+    assert not (tmp_path / "back" / "model.pt").exists()
+    settings = json.loads((tmp_path / "back" / "settings.json").read_text())
+    assert {name: settings[name] for name in ("mem_len", "clamp_len", "same_length")} == {
+        "mem_len": 4,
+        "clamp_len": 3,
+        "same_length": True,
+    }
+
+
+def test_a_half_model_goes_to_the_tensorflow_code_as_a_whole_one(converted, tmp_path):
+    convert(converted("tf1_tails"), tmp_path / "half", dtype="float16")
+    convert(tmp_path / "half", tmp_path / "back", "original")
+    bundle = Bundle(tmp_path / "back" / "model.ckpt-0")
+    assert {v.spec.dtype.name for v in bundle.variables.values()} == {"float32"}
+    bundle.close()
+
+
 def test_models_that_the_original_cannot_read(converted, tmp_path):
-    with pytest.raises(CheckpointError, match="untie_r is True"):
-        convert(converted("tf1_tails"), tmp_path / "back", "original")
     with pytest.raises(CheckpointError, match="TransfoXLModel: the original has language models"):
         convert(converted("tails"), tmp_path / "back", "original", head="TransfoXLModel")
     assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pre_lnorm": True}, "pre_lnorm is True"),
+        ({"tie_word_embeddings": False}, "always shares embedding and softmax"),
+        ({"cutoffs": [], "tie_projs": [False]}, "without clusters, the original's TensorFlow code"),
+    ],
+)
+def test_models_that_the_tensorflow_code_lacks(settings, message, tmp_path):
+    work = SimpleNamespace(config=TransfoXLConfig(**settings), head=HEAD, folder=tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        transfo_xl.write_original(work)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("data", "crc"),
+    [(b"123456789", 0xE3069283), (bytes(32), 0x8A9136AA), (b"", 0), (b"a", 0xC1D04330)],
+)
+def test_check_sums(data, crc):
+    turned = (masked_crc(data) - 0xA282EAD8) & 0xFFFFFFFF
+    assert (turned >> 17 | turned << 15) & 0xFFFFFFFF == crc
+
+
+def test_check_sums_of_much(monkeypatch):
+    data = np.random.default_rng(0).integers(0, 256, 100_003, np.uint8)
+    whole = masked_crc(data)
+    monkeypatch.setattr(transfo_xl_crc, "_PIECE", 1000)
+    assert masked_crc(data) == whole
+    monkeypatch.setattr(transfo_xl_crc, "_PIECE", 1)
+    assert masked_crc(data[:999]) == masked_crc(data[:999].tobytes())
+    data[77] ^= 1
+    assert masked_crc(data) != whole

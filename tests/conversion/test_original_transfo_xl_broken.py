@@ -203,6 +203,14 @@ def test_truncated_values(prefix):
     refused(prefix, "cannot be read")
 
 
+def test_values_that_are_not_those_that_were_written(prefix):
+    path = with_ending(prefix, ".data-00000-of-00001")
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 4
+    path.write_bytes(bytes(data))
+    refused(prefix, "damaged: the values of transformer/.* are not those that were written")
+
+
 def test_truncated_indexes(prefix):
     path = with_ending(prefix, ".index")
     data = path.read_bytes()

@@ -3,19 +3,24 @@
     python make_original_transfo_xl.py pytorch CHECKOUT
     python make_original_transfo_xl.py tf1 CHECKOUT
     python make_original_transfo_xl.py read CHECKOUT FOLDER
+    python make_original_transfo_xl.py read-tf1 CHECKOUT FOLDER
 
 CHECKOUT holds kimiyoung/transformer-xl, which runs as it is; what newer PyTorch and TensorFlow
 lack is given from outside. ``read`` loads with the original code what xlmfam wrote: FOLDER has
-``CASE/model.pt`` for some of the cases, whose outputs are compared with the recorded ones.
+``CASE/model.pt`` for some of the cases, whose outputs are compared with the recorded ones; with
+``read-tf1``, ``CASE/model.ckpt-0.*``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import importlib
+import io
 import json
 import os
+import runpy
 import sys
 import tempfile
 import types
@@ -258,16 +263,40 @@ def read(checkout: Path, root: Path) -> None:
         recorded = np.load(DATA / path.parent.name / "outputs.npz")
         inputs, targets = (recorded[n].astype(np.int64) for n in ("inputs", "targets"))
         came = run_torch(code.torch, model.float(), inputs, targets)
-        for name in ("losses", "hidden", "mems"):
-            error = np.abs(came[name] - recorded[name]).max() / np.abs(recorded[name]).max()
-            print(f"{path.parent.name} {name}: {error:.1e}", flush=True)
-            assert error < 1e-6, error
+        compare(path.parent.name, came, recorded)
         tied = case_flags(path.parent.name).get("tie_weight", True)
         first = model.crit.out_layers[0].weight is model.word_emb.emb_layers[0].weight
         assert first == tied, "ties"
         model.train()  # and it can be trained on
         data = code.torch.from_numpy(inputs[0].T.copy())
         model(data, data)[0].mean().backward()
+        if "corpus" in PYTORCH[path.parent.name]:
+            evaluate(path.parent)
+
+
+def evaluate(folder: Path) -> None:
+    """Run the original's ``eval.py`` on what it wrote itself and on what xlmfam wrote."""
+    case = PYTORCH[folder.name]
+    said = []
+    for source in (DATA / folder.name, folder):
+        with tempfile.TemporaryDirectory() as name:
+            for file in ("model.pt", "cache.pt"):
+                packed = source / f"{file}.gz"
+                if not packed.exists():
+                    packed = DATA / folder.name / f"{file}.gz"
+                content = gzip.decompress(packed.read_bytes())
+                if (source / file).exists():
+                    content = (source / file).read_bytes()
+                Path(name, file).write_bytes(content)
+            options = {"data": name, "work_dir": name, "dataset": case["corpus"], "mem_len": 4}
+            options |= {"batch_size": 2, "tgt_len": 3, "split": "test"}
+            sys.argv = ["eval.py", "--no_log"]
+            sys.argv += [part for key, v in options.items() for part in (f"--{key}", str(v))]
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                runpy.run_path("eval.py", run_name="__main__")
+            said.append(next(line for line in out.getvalue().splitlines() if "loss" in line))
+    print(f"{folder.name} eval.py: {said[1]}", flush=True)
+    assert said[0] == said[1], said
 
 
 def case_flags(name: str) -> dict:
@@ -328,20 +357,27 @@ def build_tensorflow(code: types.SimpleNamespace, flags: dict, steps: int) -> tu
     return ids, wanted, mems, losses, caught["hidden"], new
 
 
-def run_tensorflow(code: types.SimpleNamespace, case: dict, seed: int, prefix: Path) -> dict:
+def run_tensorflow(
+    code: types.SimpleNamespace, case: dict, streams: tuple, prefix: Path, seed: int | None = None
+) -> dict:
+    """Run a model over a stream: one with random values, which is saved, or a saved one."""
     tf, flags = code.tf, case["flags"]
-    inputs, targets = stream(case["steps"], seed)
+    inputs, targets = streams
     with tf.Graph().as_default(), tf.Session() as session:
         ids, wanted, mems, losses, hidden, new = build_tensorflow(code, flags, case["steps"])
         variables = tf.trainable_variables()
-        if case.get("training"):
+        if seed is not None and case.get("training"):
             step = tf.train.get_or_create_global_step()
             tf.train.AdamOptimizer(1e-3).minimize(tf.reduce_mean(losses), step)
-        session.run(tf.global_variables_initializer())
-        rng = np.random.default_rng(seed)
-        for variable in variables:
-            name = variable.name.partition(":")[0]
-            variable.load(random_values(tuple(variable.shape), name, rng), session)
+        if seed is None:
+            tf.train.Saver().restore(session, str(prefix))
+        else:
+            session.run(tf.global_variables_initializer())
+            rng = np.random.default_rng(seed)
+            for variable in variables:
+                name = variable.name.partition(":")[0]
+                variable.load(random_values(tuple(variable.shape), name, rng), session)
+            tf.train.Saver().save(session, str(prefix), write_meta_graph=False)
         memories = [np.zeros(m.shape, np.float32) for m in mems]
         found: dict[str, list[np.ndarray]] = {"losses": [], "hidden": []}
         for segment in range(SEGMENTS):
@@ -350,7 +386,6 @@ def run_tensorflow(code: types.SimpleNamespace, case: dict, seed: int, prefix: P
             loss, state, memories = session.run([losses, hidden, new], feed)
             found["losses"].append(loss.T)
             found["hidden"].append(state.swapaxes(0, 1))
-        tf.train.Saver().save(session, str(prefix), write_meta_graph=False)
     return {
         "inputs": inputs.astype(np.int16),
         "targets": targets.astype(np.int16),
@@ -359,11 +394,36 @@ def run_tensorflow(code: types.SimpleNamespace, case: dict, seed: int, prefix: P
     }
 
 
+def read_tf1(checkout: Path, root: Path) -> None:
+    """As `read`, with the TensorFlow code; the flags are those that xlmfam wrote beside."""
+    root = root.resolve()
+    code = prepare_tensorflow(checkout)
+    for path in sorted(root.glob("*/model.ckpt-0.index")):
+        name = path.parent.name
+        recorded = np.load(DATA / name / "outputs.npz")
+        streams = tuple(recorded[n].astype(np.int64) for n in ("inputs", "targets"))
+        case = TF1[name]
+        flags = json.loads((path.parent / "settings.json").read_text())
+        flags = {**case["flags"], **{k: v for k, v in flags.items() if not k.startswith("drop")}}
+        # All is projected in what xlmfam writes.
+        case = {**case, "flags": {**flags, "proj_same_dim": True}}
+        came = run_tensorflow(code, case, streams, path.with_suffix(""))
+        compare(name, came, recorded)
+
+
+def compare(case: str, came: dict, recorded: dict) -> None:
+    for name in ("losses", "hidden", "mems"):
+        error = np.abs(came[name] - recorded[name]).max() / np.abs(recorded[name]).max()
+        print(f"{case} {name}: {error:.1e}", flush=True)
+        assert error < 1e-6, error
+
+
 def write_tf1(checkout: Path) -> None:
     code = prepare_tensorflow(checkout)
     for seed, (name, case) in enumerate(TF1.items(), 10):
         folder = new_folder(name)
-        outputs = run_tensorflow(code, case, seed, folder / "model.ckpt-0")
+        streams = stream(case["steps"], seed)
+        outputs = run_tensorflow(code, case, streams, folder / "model.ckpt-0", seed)
         # What it writes beside is the folder that it was written in.
         text = 'model_checkpoint_path: "model.ckpt-0"\nall_model_checkpoint_paths: "model.ckpt-0"\n'
         (folder / "checkpoint").write_text(text)
@@ -413,13 +473,15 @@ def write_json(path: Path, value: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("pytorch", "tf1", "read"))
+    parser.add_argument("part", choices=("pytorch", "tf1", "read", "read-tf1"))
     parser.add_argument("checkout", type=Path, help="kimiyoung/transformer-xl")
     parser.add_argument("folder", type=Path, nargs="?", help="for read: what xlmfam wrote")
     arguments = parser.parse_args()
     checkout = arguments.checkout.resolve()
     if arguments.part == "read":
         read(checkout, arguments.folder)
+    elif arguments.part == "read-tf1":
+        read_tf1(checkout, arguments.folder)
     elif arguments.part == "pytorch":
         write_pytorch(checkout)
     else:
