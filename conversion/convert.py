@@ -204,7 +204,7 @@ def _carried(
                 name=name,
                 stored_as=original_name(stored),
                 written_as=[place for place, _ in places],
-                files=sorted({file for _, file in places}),
+                files=[file for _, file in places],
                 shape=reader.parameters[name].shape,
                 source_dtype=own.name,
                 dtype=(reader.dtype or own).name,

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xlmfam.common.checkpoints.files import REPORT_FILES
+
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -43,7 +45,6 @@ def as_data(value: Any) -> Any:
     return value
 
 
-REPORT_FILES = ("conversion_report.json", "conversion_report.html")
 MOST_NAMES_SHOWN = 8
 
 
@@ -79,7 +80,7 @@ class CarriedTensor:
         name: Its canonical name.
         stored_as: Its name in the source.
         written_as: Its names in the target; several where a format stores what is shared.
-        files: The files of the target that these lie in.
+        files: The file of the target that each of these lies in.
         shape: In canonical layout.
         source_dtype: As it was stored.
         dtype: As it was written.

@@ -112,7 +112,7 @@ def _tensors(conversion: Conversion) -> str:
             _code(t.name),
             _code(t.stored_as) if t.stored_as != t.name else "the same",
             "<br>".join(map(_code, t.written_as)) if [*t.written_as] != [t.name] else "the same",
-            escape(", ".join(t.files)),
+            escape(", ".join(dict.fromkeys(t.files))),
             " &times; ".join(map(str, t.shape)) or "scalar",
             escape(t.dtype if t.dtype == t.source_dtype else f"{t.source_dtype} → {t.dtype}"),
             "yes" if t.transposed else "",

@@ -26,6 +26,8 @@ from xlmfam.common.checkpoints.shards import (
 from xlmfam.common.checkpoints.source import Spelling, TensorSource, TensorSpec
 from xlmfam.common.errors import CheckpointError
 
+# What tells how the weights in a folder came to be, and is no longer true of later ones.
+REPORT_FILES = ("conversion_report.json", "conversion_report.html")
 # What a repository cloned without Git LFS has in the place of its large files.
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -236,7 +238,9 @@ def save_checkpoint(
     with (
         atomic_folder(
             target,
-            replaces=lambda name: form.owns(name) or bool(replaces and replaces(name)),
+            replaces=lambda name: (
+                form.owns(name) or name in REPORT_FILES or bool(replaces and replaces(name))
+            ),
             resume=resume,
         ) as temporary,
         _journal(temporary, resume) as journal,
