@@ -363,5 +363,8 @@ def read_config_dict(name_or_path: str | os.PathLike, **hub: Any) -> dict[str, A
     folder = path.parent if path.is_file() else name_or_path
     found = resolve_file(os.fspath(folder), CONFIG_NAME, **hub)
     if found is None:
-        raise ConfigError(f"{name_or_path} has no {CONFIG_NAME}")
+        raise ConfigError(
+            f"{name_or_path} has no {CONFIG_NAME}; what an original release, Orbax or Keras wrote "
+            "becomes a checkpoint with one by `xlmfam convert`"
+        )
     return parse_config(found)
