@@ -15,6 +15,8 @@ SOURCES = [
     path
     for path in sorted([*(ROOT / "xlmfam").rglob("*.py"), *(ROOT / "conversion").rglob("*.py")])
     if path.parent != ROOT / "xlmfam" / "common" / "parameters"
+    # What the authors of the original releases call parameters is theirs, and no table has it.
+    and path.parent != ROOT / "conversion" / "originals"
 ]
 # Files that load, save or convert weights; arithmetic elsewhere may transpose activations.
 LOADING = [
