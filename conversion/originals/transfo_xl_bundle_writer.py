@@ -75,7 +75,8 @@ def _sized(field: int, data: bytes) -> bytes:
 
 def _table(entries: Mapping[bytes, bytes]) -> bytes:
     """Return a table of one block: so few entries need no more."""
-    out, handles = bytearray(), []
+    out = bytearray()
+    handles: list[bytes] = []
     last = max(entries)
     for content in (entries, {}, None):
         # The block of blocks comes last, and names the first.

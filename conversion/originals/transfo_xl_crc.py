@@ -61,7 +61,7 @@ def _moved(state: int, count: int) -> int:
 @cache
 def _remainders() -> np.ndarray:
     """Return the remainder of each byte."""
-    table = np.arange(256, dtype=np.uint32)
+    table: np.ndarray = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = (table >> 1) ^ np.where(table & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
     return table

@@ -230,7 +230,8 @@ def _count(bundle: Bundle, template: str) -> int:
 
 def _pieces(bundle: Bundle, config: TransfoXLConfig) -> tuple[dict[str, Piece], set[str]]:
     """Return the parameters, and the names of the variables that they take."""
-    pieces, used = {}, set()
+    pieces: dict[str, Piece] = {}
+    used: set[str] = set()
     for parameter in table_of(config.model_type).expand(config, HEAD).values():
         if parameter.tied_to is None:
             place = place_of(parameter, config)
