@@ -29,7 +29,7 @@ LEAF_NAMES = {"weight", "bias"} | {leaf for leaves in LEAVES.values() for leaf i
 
 
 # Names of modules that mean something else as well.
-EVERYDAY = {"model", "layers", "embeddings", "self"}
+EVERYDAY = {"model", "layers", "embeddings", "self", "key"}
 
 
 def module_names():
