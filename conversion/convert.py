@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xlmfam import __version__
-from xlmfam.common.checkpoints.files import FORMATS, get_format
+from xlmfam.common.checkpoints.files import FORMATS, REPORT_FILES, get_format
 from xlmfam.common.checkpoints.locate import resolve_file
 from xlmfam.common.checkpoints.models import ParameterReader, as_dtype, load_generation_config
 from xlmfam.common.checkpoints.shards import parse_size
@@ -26,14 +22,13 @@ from xlmfam.common.configs import XmodConfig
 from xlmfam.common.errors import CheckpointError, XlmfamError
 from xlmfam.common.generation import GENERATION_CONFIG_NAME, GenerationConfig
 from xlmfam.common.languages import language_id
-from xlmfam.conversion.checksum import whole_checksum
-from xlmfam.conversion.report import MOST_NAMES_SHOWN, REPORT_FILES, CarriedTensor, Conversion
-from xlmfam.conversion.report_html import html_page
+from xlmfam.conversion.report import MOST_NAMES_SHOWN, REPORT_FILES, Conversion
 from xlmfam.conversion.sources import OpenCheckpoint, recognise
 from xlmfam.conversion.targets import TARGETS, Work
+from xlmfam.conversion.telling import report_files, weights_told
 from xlmfam.conversion.writing import (
+    Beside,
     Written,
-    source_files,
     untrue_ties,
     write_format,
     write_target,
@@ -115,46 +110,56 @@ def convert(
     with recognise(source, head=head, format=source_format, **hub) as checkpoint:
         if languages is not None:
             checkpoint.config = _only(checkpoint.config, languages)
-        reader = checked_reader(checkpoint, kind)
-        copied = tokenizer_content(checkpoint, source, hub)
-        options = _generation_options(checkpoint, source, hub)
-        warnings = untrue_ties(checkpoint.source, reader)
-        total = sum(p.size for p in reader.parameters.values())
-        written, told = Written(), []
-
-        def last_files(sizes: Mapping[str, int]) -> dict[str, bytes]:
-            told.append(
-                Conversion(
-                    source=os.fspath(source),
-                    target=Path(target),
-                    files=dict(sizes),
-                    copied=sorted(copied),
-                    warnings=[*warnings, *_not_finite(written, reader)],
-                    seconds=time.perf_counter() - started,
-                    options=asked,
-                    **_carried(checkpoint, reader, to, written),
-                )
-            )
-            return report_files(told[-1])
-
-        with _bar(total * (kind or DTYPES["float32"]).itemsize, progress) as tell:
-            work = Work(
-                checkpoint.config, checkpoint.head, reader, Path(target), dict(copied), tell
-            )
-            about = {
-                "options": options,
-                "replaces": belongs_to_checkpoint(checkpoint.config.model_type),
-                "last_files": last_files,
-            }
-            if to in TARGETS:
-                paths = write_target(to, work, written, **about)
-            else:
-                paths = write_format(
-                    work, to, written, max_shard_size=max_shard_size, settings=asked, **about
-                )
-        files = {_name_in(path, target): path.stat().st_size for path in paths}
-        done = replace(told[-1], files=files, seconds=time.perf_counter() - started)
+        done = _carry_over(checkpoint, source, Path(target), to, asked, kind, hub, progress)
+    done = replace(done, seconds=time.perf_counter() - started)
     return with_verification(done, **hub) if verify else done
+
+
+def _carry_over(
+    checkpoint: OpenCheckpoint,
+    source: str | os.PathLike[str],
+    target: Path,
+    to: str,
+    asked: dict[str, Any],
+    kind: np.dtype | None,
+    hub: dict[str, Any],
+    progress: bool | None,
+) -> Conversion:
+    """Write an open checkpoint into a folder; arguments as in `convert`."""
+    started = time.perf_counter()
+    reader = checked_reader(checkpoint, kind)
+    copied = tokenizer_content(checkpoint, source, hub)
+    warnings = untrue_ties(checkpoint.source, reader)
+    written, told = Written(), []
+
+    def last_files(sizes: Mapping[str, int]) -> dict[str, bytes]:
+        told.append(
+            Conversion(
+                source=os.fspath(source),
+                target=target,
+                files=dict(sizes),
+                copied=sorted(copied),
+                warnings=warnings,
+                seconds=time.perf_counter() - started,
+                options=asked,
+                **weights_told(checkpoint, reader, to, written),
+            )
+        )
+        return report_files(told[-1])
+
+    beside = Beside(
+        _generation_options(checkpoint, source, hub),
+        belongs_to_checkpoint(checkpoint.config.model_type),
+        last_files,
+    )
+    total = sum(p.size for p in reader.parameters.values())
+    with _bar(total * (kind or DTYPES["float32"]).itemsize, progress) as tell:
+        work = Work(checkpoint.config, checkpoint.head, reader, target, dict(copied), tell)
+        if to in TARGETS:
+            paths = write_target(to, work, written, beside)
+        else:
+            paths = write_format(work, to, written, beside, asked)
+    return replace(told[-1], files={_name_in(p, target): p.stat().st_size for p in paths})
 
 
 def with_verification(conversion: Conversion, **options: Any) -> Conversion:
@@ -187,80 +192,6 @@ def _not_finite(written: Written, reader: ParameterReader) -> list[str]:
     ]
     more = len(found) - len(shown)
     return [*shown, f"... and so in {more} more tensors"] if more else shown
-
-
-def _carried(
-    checkpoint: OpenCheckpoint, reader: ParameterReader, to: str, written: Written
-) -> dict[str, Any]:
-    """What the report says of the weights."""
-    specs = checkpoint.source.specs()
-    original_name = getattr(checkpoint.source, "stored_as", lambda name: name)
-    tensors = []
-    for name, stored in reader.plan.sources.items():
-        own = specs[stored].dtype
-        places = written.places.get(name, ())
-        tensors.append(
-            CarriedTensor(
-                name=name,
-                stored_as=original_name(stored),
-                written_as=[place for place, _ in places],
-                files=[file for _, file in places],
-                shape=reader.parameters[name].shape,
-                source_dtype=own.name,
-                dtype=(reader.dtype or own).name,
-                transposed=name in written.turned,
-                sha256=written.sums[name],
-            )
-        )
-    original = checkpoint.original
-    return {
-        "family": checkpoint.config.model_type,
-        "head": checkpoint.head,
-        "source_format": checkpoint.format,
-        "format": to,
-        "tensors": len(tensors),
-        "parameters": sum(reader.parameters[t.name].size for t in tensors),
-        "dtypes": dict(Counter(t.dtype for t in tensors)),
-        "cast": sum(t.dtype != t.source_dtype for t in tensors),
-        "dropped": {**(original.dropped if original else {}), **reader.plan.dropped},
-        "carried": tensors,
-        "ties": {n: p.tied_to for n, p in reader.parameters.items() if p.tied_to is not None},
-        "checksum": whole_checksum({t.name: (t.dtype, t.shape, t.sha256) for t in tensors}),
-        "source_files": source_files(checkpoint.source),
-        "notes": list(original.notes) if original else [],
-        "versions": _versions(checkpoint.format, to),
-        "resumed": written.resumed,
-    }
-
-
-# What beside ourselves has a hand in reading or writing a format.
-_PACKAGES = {
-    "safetensors": ("safetensors",),
-    "pt": ("torch",),
-    "tf": ("h5py",),
-    "flax": ("msgpack",),
-    "orbax": ("orbax-checkpoint", "jax"),
-    "keras": ("keras", "tensorflow"),
-    "savedmodel": ("tensorflow",),
-    "onnx": ("onnx", "torch"),
-}
-
-
-def _versions(*formats: str) -> dict[str, str]:
-    names = ["numpy", *(name for form in formats for name in _PACKAGES.get(form, ()))]
-    found = {"xlmfam": __version__, "python": platform.python_version()}
-    for name in dict.fromkeys(names):
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def report_files(conversion: Conversion) -> dict[str, bytes]:
-    """Return name and content of the report's files."""
-    data, page = REPORT_FILES
-    others = {name: size for name, size in conversion.files.items() if name not in REPORT_FILES}
-    told = replace(conversion, files=others)
-    return {data: told.to_json().encode(), page: html_page(told).encode()}
 
 
 def tokenizer_content(

@@ -58,16 +58,27 @@ class Written:
     resumed: int = 0
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What goes into the target's folder with the weights, and out of it.
+
+    Attributes:
+        options: Options of ``generate``.
+        replaces: Which other files of the folder go.
+        last_files: See `LastFiles`.
+    """
+
+    options: GenerationConfig | None
+    replaces: Callable[[str], bool]
+    last_files: LastFiles
+
+
 def write_format(
     work: Work,
     format: str,
     written: Written,
-    *,
-    max_shard_size: int | str,
-    options: GenerationConfig | None,
-    replaces: Callable[[str], bool],
+    beside: Beside,
     settings: Mapping[str, Any],
-    last_files: LastFiles,
 ) -> list[Path]:
     """Write one of the four file formats, in bounded memory; goes on where a killed run was.
 
@@ -75,20 +86,19 @@ def write_format(
         work: What is to be written, and where.
         format: ``safetensors``, ``pt``, ``tf`` or ``flax``.
         written: Filled in.
-        max_shard_size: Larger checkpoints are split.
-        options: Options of ``generate``.
-        replaces: Which other files of the folder go.
-        settings: What was asked for; another conversion does not go on where this one was.
-        last_files: See `LastFiles`.
+        beside: What goes with the weights.
+        settings: What was asked for, ``max_shard_size`` among it; a conversion of which something
+            else was asked does not go on where this one was.
     """
     stored = stored_parameters(work.config, work.head, format)
+    max_shard_size = settings["max_shard_size"]
     with Sums() as sums:
         carried, rows = _carried(work.reader, stored, format, sums)
         specs = {name: row.spec for name, row in rows.items()}
         _note_places(written, stored, specs, format, max_shard_size)
         _require_room(work.folder, {id(r): r.spec.nbytes for r in rows.values()}.values())
         main_dtype = next(iter(specs.values())).dtype.name
-        extra = model_files(work.config, work.head, main_dtype, options)
+        extra = model_files(work.config, work.head, main_dtype, beside.options)
         warn_of_others(work.folder, format)
 
         def finish(sizes: Mapping[str, int]) -> Mapping[str, bytes]:
@@ -97,7 +107,7 @@ def write_format(
             written.not_finite |= {name: row.not_finite for name, row in carried.items()}
             written.turned |= {name for name, row in carried.items() if row.turned}
             written.resumed = sum(row.resumed for row in carried.values())
-            return last_files(sizes)
+            return beside.last_files(sizes)
 
         return save_checkpoint(
             work.folder,
@@ -108,7 +118,7 @@ def write_format(
             extra_files={**work.tokenizer_files, **extra},
             architecture=work.head.partition("(")[0],
             progress=work.progress,
-            replaces=replaces,
+            replaces=beside.replaces,
             resume=_key(work.reader, specs, settings),
             last_files=finish,
         )
@@ -224,27 +234,19 @@ class SummedReader(ParameterReader):
         return self.sums
 
 
-def write_target(
-    to: str,
-    work: Work,
-    written: Written,
-    *,
-    options: GenerationConfig | None,
-    replaces: Callable[[str], bool],
-    last_files: LastFiles,
-) -> list[Path]:
+def write_target(to: str, work: Work, written: Written, beside: Beside) -> list[Path]:
     """Write one of `TARGETS`, all or nothing and always anew; arguments as in `write_format`."""
     target = work.folder.expanduser()
     reader = SummedReader(work.reader)
     work.reader = reader
     config = type(work.config).from_dict(work.config.to_dict())
     config.architectures = [work.head.partition("(")[0]]
-    with atomic_folder(target, replaces=replaces) as temporary:
+    with atomic_folder(target, replaces=beside.replaces) as temporary:
         work.folder = temporary
         target_module(to).write(work)
         texts: dict[str, str] = {CONFIG_NAME: config.to_json_string()}
-        if options is not None:
-            texts[GENERATION_CONFIG_NAME] = options.to_json_string()
+        if beside.options is not None:
+            texts[GENERATION_CONFIG_NAME] = beside.options.to_json_string()
         files: dict[str, bytes] = {name: text.encode() for name, text in texts.items()}
         for name, content in {**work.tokenizer_files, **files}.items():
             if not (temporary / name).exists():
@@ -256,7 +258,7 @@ def write_target(
             for path in sorted(temporary.rglob("*"))
             if path.is_file()
         }
-        last = last_files(sizes)
+        last = beside.last_files(sizes)
         for name, content in last.items():
             (temporary / name).write_bytes(content)
     return [target / name for name in (*sizes, *last)]
