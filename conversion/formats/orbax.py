@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ _TRAINING = "is part of the training state, not of the model"
 # steps, and the name of one of several things that were saved together.
 _ITEMS = ("default", _PARAMS, "state", "train_state", "model", "pytree")
 _MOST_METADATA = 64 << 20
-_PIECE = 64 << 20  # bytes of one chunk of an array, and of what is written at once
+_PIECE = 8 << 20  # bytes of one chunk of an array
+_COMMIT = 64 << 20  # bytes that are put on the disk at once
 _DICT_KEY = 2  # how Orbax numbers the kind of key that dicts have
 
 
@@ -98,6 +99,8 @@ class OrbaxSource(TensorSource):
         self._metadata = _metadata(path / METADATA)
         self._context = self._ts.Context()
         self._arrays: dict[str, Any] = {}
+        self._kept: tuple[str, np.ndarray | None] = ("", None)  # read in blocks, whole by need
+        self._whole: set[str] = set()
         self.dropped: dict[str, str] = {}
         keys = _leaves(self._metadata, path)
         root = _root(keys)
@@ -140,15 +143,34 @@ class OrbaxSource(TensorSource):
             raise unknown_name(name, self.path, self._specs)
         if not self._arrays:
             raise CheckpointError(f"{self.path}: already closed")
+        return self._values(name, ...)
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read some rows; see `TensorSource.read_rows`."""
+        if name not in self._specs or not self._arrays:
+            return self.read(name)  # which says what is wrong
+        # A chunk is unpacked as a whole, however little of it is asked for.
+        chunk = self._arrays[name].chunk_layout.read_chunk.shape or self._specs[name].shape
+        if chunk[0] <= 2 * (stop - start):
+            return self._values(name, slice(start, stop))
+        if self._kept[0] != name:
+            self._kept = ("", None)
+            self._kept = (name, self.read(name))
+        assert self._kept[1] is not None
+        return self._kept[1][start:stop].copy()
+
+    def _values(self, name: str, rows: Any) -> np.ndarray:
         array = self._arrays[name]
         self._require_pieces(name, array)
         try:
-            return np.array(array.read().result(), self._specs[name].dtype)
+            return np.array(array[rows].read().result(), self._specs[name].dtype)
         except Exception as error:
             raise CheckpointError(f"{self.path}: {name} is damaged: {error}") from error
 
     def _require_pieces(self, name: str, array: Any) -> None:
         """Raise where pieces are missing, which TensorStore would take for zeros."""
+        if name in self._whole:
+            return
         # Releases of Orbax that do not say so left out pieces that hold nothing but zeros.
         if not self._metadata.get("store_array_data_equal_to_fill_value"):
             return
@@ -160,10 +182,15 @@ class OrbaxSource(TensorSource):
                 f"{self.path}: {name} is damaged: {pieces - len(there)} of its {pieces} pieces are "
                 "missing"
             )
+        self._whole.add(name)
+
+    def files(self) -> list[Path]:
+        """The files that the arrays lie in."""
+        return sorted(file for file in self.path.rglob("*") if file.is_file())
 
     def close(self) -> None:
         """Let go of the arrays."""
-        self._arrays = {}
+        self._arrays, self._kept = {}, ("", None)
 
 
 def _is_header(key: bytes) -> bool:
@@ -221,34 +248,43 @@ def _root(leaves: list[tuple[str, ...]]) -> tuple[str, ...]:
 def write_folder(
     folder: Path,
     specs: Mapping[str, TensorSpec],
-    read: Callable[[str], np.ndarray],
+    blocks: Callable[[str], Iterable[np.ndarray]],
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write arrays as Orbax does, holding few of them at a time.
+    """Write arrays as Orbax does, holding few of their rows at a time.
 
     Args:
         folder: The folder to make.
         specs: Shape and dtype by path in the tree, ``/`` between.
-        read: Gives the array of a name.
+        blocks: Gives the array of a name, whole or in blocks of rows.
         progress: Called with numbers of bytes as they are written.
 
     Raises:
         MissingPackageError: TensorStore is not installed.
+        CheckpointError: The folder cannot be written.
     """
     ts = tensorstore()
     folder.mkdir()
     writer = _Writer(ts, folder)
     for name, spec in specs.items():
-        array = read(name)
         writer.begin(name, spec)
-        for rows in _row_blocks(spec):
-            # A copy: the writer holds it until the commit, and frees it then.
-            writer.write(rows, np.array(array[rows], order="C"))
-        del array
-        if progress is not None:
-            progress(spec.nbytes)
+        step, start = _rows_of_piece(spec), 0
+        for block in blocks(name):
+            # Copies: the writer holds them until the commit, and frees them then.
+            if not spec.shape:
+                writer.write(..., np.array(block))
+            for first in range(0, len(block) if spec.shape else 0, step):
+                piece = np.array(block[first : first + step], order="C")
+                writer.write(slice(start, start + len(piece)), piece)
+                start += len(piece)
+            if progress is not None:
+                progress(block.nbytes)
     writer.commit()
     _write_metadata(folder, specs)
+
+
+def _rows_of_piece(spec: TensorSpec) -> int:
+    return max(1, _PIECE // max(1, math.prod(spec.shape[1:]) * spec.dtype.itemsize))
 
 
 class _Writer:
@@ -270,8 +306,7 @@ class _Writer:
     def begin(self, name: str, spec: TensorSpec) -> None:
         """Make the array that the next pieces belong to."""
         key, base = name.replace("/", "."), f"file://{self._folder.resolve()}/"
-        first = next(_row_blocks(spec))
-        rows = (first.stop - first.start,) if isinstance(first, slice) else ()
+        rows = (min(_rows_of_piece(spec), spec.shape[0]),) if spec.shape else ()
         form = {
             "driver": "zarr",
             "kvstore": {"driver": "ocdbt", "base": base, "path": f"{key}/"},
@@ -291,7 +326,7 @@ class _Writer:
         """Write some rows of the array."""
         self._array[rows].write(block).result()
         self._size += block.nbytes
-        if self._size >= _PIECE:
+        if self._size >= _COMMIT:
             self.commit()
             self._array = self._array.with_transaction(self._transaction)
 
@@ -306,16 +341,6 @@ class _Writer:
         except Exception as error:
             raise CheckpointError(f"{self._folder}: could not be written: {error}") from error
         self._open()
-
-
-def _row_blocks(spec: TensorSpec) -> Iterator[Any]:
-    """Rows that are written at once."""
-    if not spec.shape:
-        yield ...
-        return
-    step = max(1, _PIECE // max(1, spec.nbytes // max(1, spec.shape[0])))
-    for start in range(0, max(1, spec.shape[0]), step):
-        yield slice(start, min(start + step, spec.shape[0]))
 
 
 def _write_metadata(folder: Path, specs: Mapping[str, TensorSpec]) -> None:
