@@ -402,11 +402,9 @@ def test_check_sums(data, crc):
 
 
 def test_check_sums_of_much(monkeypatch):
-    data = np.random.default_rng(0).integers(0, 256, 100_003, np.uint8)
+    data = np.random.default_rng(0).integers(0, 256, 70_003, np.uint8)
     whole = masked_crc(data)
-    monkeypatch.setattr(transfo_xl_crc, "_PIECE", 1000)
-    assert masked_crc(data) == whole
-    monkeypatch.setattr(transfo_xl_crc, "_PIECE", 1)
-    assert masked_crc(data[:999]) == masked_crc(data[:999].tobytes())
+    monkeypatch.setattr(transfo_xl_crc, "_PIECE", 8000)
+    assert masked_crc(data) == masked_crc(data.tobytes()) == whole
     data[77] ^= 1
     assert masked_crc(data) != whole

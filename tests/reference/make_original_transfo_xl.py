@@ -73,7 +73,7 @@ PYTORCH = {
         "settings": ["cutoffs", "mem_len", "clamp_len"],
     },
     "half": {
-        "flags": {"d_embed": 8, "div_val": 3, "cutoffs": [9], "mem_len": 4, "n_layer": 1},
+        "flags": {"d_embed": 8, "div_val": 3, "cutoffs": [9], "mem_len": 3, "n_layer": 1},
         "steps": 3,
         "half": True,
     },
