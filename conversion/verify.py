@@ -82,14 +82,32 @@ def verify(
     inputs = example_inputs(config, head, seed) if inputs is None else inputs
     if head != table.base and not set(LABELS) & set(inputs):
         raise XlmfamError(f"inputs has no labels, which {head} needs for its loss")
-    found, failures = _observe_all(
-        {backend: (backend, sources[backend], hub) for backend in chosen},
-        inputs,
-        gradients,
-        head=head,
-        jit=jit,
-    )
+    with tempfile.TemporaryDirectory(prefix="xlmfam-verify-") as room:
+        distinct = dict.fromkeys(os.fspath(sources[backend]) for backend in chosen)
+        ready = {
+            one: _ready(one, head, Path(room) / str(number), hub)
+            for number, one in enumerate(distinct)
+        }
+        found, failures = _observe_all(
+            {backend: (backend, *ready[os.fspath(sources[backend])]) for backend in chosen},
+            inputs,
+            gradients,
+            head=head,
+            jit=jit,
+        )
     return _verification(name, config, head, found, failures, tolerance, inputs)
+
+
+def _ready(
+    source: Source, head: str, room: Path, hub: Mapping[str, Any]
+) -> tuple[Source, Mapping[str, Any]]:
+    """Return what models load: the checkpoint, or a conversion of one that they do not."""
+    try:
+        with recognise(source, head=head, **hub) as checkpoint:
+            found = checkpoint.format
+        return _runnable(source, found, head, room, {}, hub)
+    except XlmfamError:
+        return source, hub  # loading it says what is wrong, and is a failure of its backend
 
 
 def verify_conversion(

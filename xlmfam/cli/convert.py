@@ -9,6 +9,7 @@ from xlmfam.cli.options import (
     FORMATS,
     RELEASES,
     TARGETS,
+    TRAINED,
     add_class_option,
     add_hub_options,
     add_languages_option,
@@ -51,7 +52,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--from",
         dest="source_format",
-        choices=(*FORMATS, *RELEASES),
+        choices=(*FORMATS, *RELEASES, *TRAINED),
         help="read only this format of SRC",
     )
     parser.add_argument("--dtype", help="cast to float32, bfloat16, ... (default: as stored)")

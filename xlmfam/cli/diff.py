@@ -6,7 +6,14 @@ import argparse
 import json
 from typing import Any
 
-from xlmfam.cli.options import FORMATS, RELEASES, add_hub_options, hub_options, new_command
+from xlmfam.cli.options import (
+    FORMATS,
+    RELEASES,
+    TRAINED,
+    add_hub_options,
+    hub_options,
+    new_command,
+)
 
 DESCRIPTION = """\
 Compare two checkpoints of any formats tensor by tensor, in canonical names and layout, and their
@@ -41,7 +48,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     for name in ("a", "b"):
         parser.add_argument(
             f"--format-{name}",
-            choices=(*FORMATS, *RELEASES),
+            choices=(*FORMATS, *RELEASES, *TRAINED),
             help=f"read only this format of {name.upper()}",
         )
         parser.add_argument(

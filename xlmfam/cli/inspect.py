@@ -8,6 +8,7 @@ from typing import Any
 
 from xlmfam.cli.options import (
     FORMATS,
+    TRAINED,
     add_class_option,
     add_hub_options,
     add_source,
@@ -33,7 +34,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     add_source(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for other programs")
-    parser.add_argument("--format", choices=FORMATS, help="look only at this format of SRC")
+    parser.add_argument(
+        "--format", choices=(*FORMATS, *TRAINED), help="look only at this format of SRC"
+    )
     add_class_option(parser)
     add_hub_options(parser)
     return parser

@@ -18,6 +18,8 @@ FORMATS = ("safetensors", "pt", "tf", "flax")
 TARGETS = ("orbax", "keras", "savedmodel", "onnx", "original")
 # What can be read besides.
 RELEASES = ("xlm", "fairseq-xglm", "fairseq-xmod", "transfo-xl", "transfo-xl-tf1")
+# Written by training programs, and read.
+TRAINED = ("orbax", "keras")
 BACKENDS = ("pt", "tf", "flax")
 
 
