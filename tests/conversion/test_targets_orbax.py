@@ -8,12 +8,12 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from tiny_checkpoints import make_arrays, make_config, save
+from tiny_checkpoints import make, make_arrays, make_config, save
 
 from xlmfam.common.checkpoints.source import TensorSpec
 from xlmfam.common.errors import CheckpointError, ConfigError, MissingPackageError
 from xlmfam.common.parameters import relayout, spell, table_of
-from xlmfam.conversion import checksum, convert, inspect
+from xlmfam.conversion import checksum, convert, inspect, verify
 from xlmfam.conversion.formats import orbax
 from xlmfam.conversion.sources import recognise
 
@@ -108,6 +108,16 @@ def test_the_parameters_of_a_training_state_are_found(tmp_path):
     assert "opt_state/0/mu/model/layer_norm/bias" in came.dropped
     arrays["model.layer_norm.bias"] = arrays["model.layer_norm.bias"] + 1  # the last step
     assert came.checksum == checksum(arrays)
+
+
+@pytest.mark.slow
+def test_backends_run_what_orbax_saved(tmp_path):
+    pytest.importorskip("torch")
+    folder = make(tmp_path / "first", num_layers=1)
+    convert(folder, tmp_path / "out", "orbax")
+    came = verify({"pt": tmp_path / "out", "flax": folder}, gradients=False)
+    assert came.ok, came
+    assert came.backends == ["pt", "flax"]
 
 
 def test_every_dtype_comes_back(tmp_path, checks):
