@@ -261,6 +261,7 @@ def test_settings_come_before_the_file(tmp_path):
 def test_tokenizer_gives_the_ids_of_the_original(case, converted):
     tokenizer = TransfoXLTokenizer.from_pretrained(converted(case))
     wanted, is_words = record(case, "line"), case != "untied"
+    assert tokenizer.original_steps  # 1 @,@ 000 stays whole
     assert len(tokenizer) == tokenizer.vocab_size == record(case, "flags")["vocab_size"]
     assert tokenizer(wanted["line"], add_eos=is_words)["input_ids"] == wanted["ids"]
     config = TransfoXLConfig.from_pretrained(converted(case))

@@ -62,7 +62,7 @@ PYTORCH = {
         "flags": {
             "d_embed": 5,
             "cutoffs": [6, 13],
-            "tie_projs": [False, True, True],
+            "tie_projs": [True, False, True],
             "mem_len": 3,
             "clamp_len": 5,
             "n_layer": 1,
