@@ -225,6 +225,8 @@ def _generation_options(
 ) -> GenerationConfig | None:
     if checkpoint.original is not None:
         return None
+    if checkpoint.generation_options is not None:
+        return GenerationConfig.from_dict(checkpoint.generation_options)
     if resolve_file(folder_of(source), GENERATION_CONFIG_NAME, **hub) is None:
         return None
     return load_generation_config(source, checkpoint.config, **hub)

@@ -35,6 +35,7 @@ class OpenCheckpoint:
             or ``keras``.
         original: What an original release brings besides its weights.
         dropped: Names in the file that are no part of the model, with the reason.
+        generation_options: What the file itself says of how to generate.
     """
 
     name: str
@@ -45,6 +46,7 @@ class OpenCheckpoint:
     format: str
     original: Original | None = None
     dropped: Mapping[str, str] = field(default_factory=dict)
+    generation_options: dict[str, Any] | None = None
 
     def __enter__(self) -> OpenCheckpoint:
         return self
@@ -120,7 +122,14 @@ def _of_trained(name: str, trained: Trained) -> OpenCheckpoint:
         source.close()
         raise
     return OpenCheckpoint(
-        name, config, table, head, source, trained.format, dropped=trained.dropped
+        name,
+        config,
+        table,
+        head,
+        source,
+        trained.format,
+        dropped=trained.dropped,
+        generation_options=trained.generation_options,
     )
 
 

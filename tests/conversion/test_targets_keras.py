@@ -73,9 +73,12 @@ def test_what_was_trained_is_read_without_its_optimizer(tmp_path):
     came = convert(run, tmp_path / "out")
     assert came.checksum == checksum(model.to_canonical()) != checksum(folder)
     assert came.source_format == "keras"
+    model.generation_config.num_beams = 3
     model.save(run / "last.keras")
     came = convert(run / "last.keras", tmp_path / "again")
     assert came.checksum == checksum(model.to_canonical())
+    options = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    assert options["num_beams"] == 3
     assert set(came.dropped.values()) == {"is the optimizer's, not the model's"}
     assert len(came.dropped) > 2 * came.tensors  # moments, step and learning rate
 
