@@ -22,7 +22,7 @@ from xlmfam.common.configs import XmodConfig
 from xlmfam.common.errors import CheckpointError, XlmfamError
 from xlmfam.common.generation import GENERATION_CONFIG_NAME, GenerationConfig
 from xlmfam.common.languages import language_id
-from xlmfam.conversion.report import MOST_NAMES_SHOWN, REPORT_FILES, Conversion
+from xlmfam.conversion.report import MOST_NAMES_SHOWN, Conversion
 from xlmfam.conversion.sources import OpenCheckpoint, recognise
 from xlmfam.conversion.targets import TARGETS, Work
 from xlmfam.conversion.telling import report_files, weights_told
@@ -139,7 +139,7 @@ def _carry_over(
                 target=target,
                 files=dict(sizes),
                 copied=sorted(copied),
-                warnings=warnings,
+                warnings=[*warnings, *_not_finite(written, reader)],
                 seconds=time.perf_counter() - started,
                 options=asked,
                 **weights_told(checkpoint, reader, to, written),

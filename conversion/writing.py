@@ -22,6 +22,7 @@ from xlmfam.common.checkpoints.models import (
     ParameterReader,
     model_files,
     stored_parameters,
+    twins_in,
     warn_of_others,
 )
 from xlmfam.common.checkpoints.shards import deal, parse_size
@@ -120,6 +121,7 @@ def write_format(
             progress=work.progress,
             replaces=beside.replaces,
             resume=_key(work.reader, specs, settings),
+            twins=twins_in(stored, format),
             last_files=finish,
         )
 
@@ -160,7 +162,7 @@ def _note_places(
     max_shard_size: int | str,
 ) -> None:
     form = get_format(format)
-    shards = deal(specs, parse_size(max_shard_size))
+    shards = deal(specs, parse_size(max_shard_size), twins_in(stored, format))
     for number, shard in enumerate(shards, start=1):
         file = form.single if len(shards) == 1 else form.shard(number, len(shards))
         for name in shard:

@@ -102,6 +102,15 @@ def test_what_was_read_asked_for_and_used(tmp_path):
     assert {path.name for path in (tmp_path / "target").iterdir()} == set(report.files)
 
 
+def test_values_that_are_no_number_are_told(tmp_path):
+    arrays = make_arrays(make_config())
+    arrays["model.layers.1.fc2.bias"][[2, 5]] = np.nan, -np.inf
+    report = convert(save(tmp_path / "source", arrays, make_config()), tmp_path / "target")
+    (warning,) = report.warnings
+    assert "model.layers.1.fc2.bias: 2 of its 12 values" in warning
+    assert warning in data_of(tmp_path / "target")["warnings"]
+
+
 def test_a_shard_that_is_missing_from_the_table_is_an_error(tmp_path):
     arrays = make_arrays(make_config())
     specs_of = {"model.layers.0.mystery": np.ones(3, np.float32), **arrays}

@@ -187,6 +187,18 @@ def test_bin_is_what_torch_and_zip_readers_take(tmp_path):
     assert path.stat().st_size < 1.5 * sum(a.nbytes for a in arrays.values()) + 10_000
 
 
+def test_what_is_tied_is_one_tensor_in_shards_too(tmp_path):
+    torch = pytest.importorskip("torch")
+    convert(make(tmp_path / "source"), tmp_path / "target", "pt", max_shard_size="2900B")
+    index = json.loads((tmp_path / "target/pytorch_model.bin.index.json").read_text())
+    arrays = make_arrays(make_config())
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in arrays.values())
+    shard = index["weight_map"]["lm_head.weight"]
+    assert shard == index["weight_map"]["model.embed_tokens.weight"]
+    state = torch.load(tmp_path / "target" / shard, weights_only=True)
+    assert state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
+
+
 def test_bin_archives_beyond_4_gb_are_described_right():
     from xlmfam.conversion.formats.torch_archive import _Entry
 

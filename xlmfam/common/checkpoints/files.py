@@ -200,6 +200,7 @@ def save_checkpoint(
     progress: Callable[[int], None] | None = None,
     replaces: Callable[[str], bool] | None = None,
     resume: str | None = None,
+    twins: Mapping[str, str] | None = None,
     last_files: Callable[[Mapping[str, int]], Mapping[str, str | bytes]] | None = None,
 ) -> list[Path]:
     """Save weights and the files that go with them, all or nothing.
@@ -220,6 +221,8 @@ def save_checkpoint(
         replaces: Tells which other files of the folder go as well.
         resume: Says what is being saved and from what, in up to 64 letters and digits. A save
             that was killed is taken up again by the next one that says the same.
+        twins: Names for which ``read`` gives what it gives for another, with the other's name; for
+            formats that store such tensors once.
         last_files: Gives more files like ``extra_files`` when all else is written, from the bytes
             of each file by name.
 
@@ -232,7 +235,7 @@ def save_checkpoint(
     form = get_format(format)
     extra = dict(extra_files or {})
     _check_extra_names(extra, form)
-    shards = deal(specs, parse_size(max_shard_size))
+    shards = deal(specs, parse_size(max_shard_size), twins)
 
     target = Path(folder).expanduser()
     with (
@@ -256,7 +259,8 @@ def save_checkpoint(
             if journal is not None:
                 journal.sync(path)
 
-        written = _write_shards(temporary, form, shards, write, architecture)
+        total = sum(spec.nbytes for name, spec in specs.items() if name not in (twins or {}))
+        written = _write_shards(temporary, form, shards, write, architecture, total)
         written += _write_extra(temporary, extra)
         if last_files is not None:
             sizes = {name: (temporary / name).stat().st_size for name in written}
@@ -299,6 +303,7 @@ def _write_shards(
     shards: list[dict[str, TensorSpec]],
     write: Callable[[str, Mapping[str, TensorSpec], bool], None],
     architecture: str | None,
+    total: int,
 ) -> list[str]:
     if len(shards) == 1:
         write(form.single, shards[0], False)
@@ -311,6 +316,5 @@ def _write_shards(
         write(name, shard, True)
         weight_map |= {module.index_name(tensor, architecture): name for tensor in shard}
         written.append(name)
-    total = sum(spec.nbytes for shard in shards for spec in shard.values())
     (folder / form.index).write_text(index_text(weight_map, total), encoding="utf-8")
     return [*written, form.index]

@@ -206,8 +206,7 @@ def save_parameters(
         )
     spelling = FORMAT_SPELLINGS[format]
     stored = stored_parameters(config, head, format)
-    # A .bin file knows which of its names are one tensor.
-    twice = {p.tied_to for p, _ in stored.values()} if format == "pt" else set()
+    twins = twins_in(stored, format)
     kept: dict[str, np.ndarray] = {}
 
     def read_stored(name: str) -> np.ndarray:
@@ -216,7 +215,7 @@ def save_parameters(
             return kept[origin.name]
         canonical = relayout(read(origin), origin, layout, "canonical")
         array = relayout(canonical, parameter, "canonical", spelling)
-        if origin.full_name in twice:
+        if spell(origin, spelling) in twins.values():
             kept[origin.name] = array
         return array
 
@@ -237,7 +236,21 @@ def save_parameters(
         architecture=head.partition("(")[0],
         progress=progress,
         replaces=replaces,
+        twins=twins,
     )
+
+
+def twins_in(stored: Mapping[str, tuple[Parameter, Parameter]], format: str) -> dict[str, str]:
+    """Return the names that are one tensor with another in a file, with the other's name.
+
+    Args:
+        stored: See `stored_parameters`.
+        format: The format; only a .bin file knows such names.
+    """
+    if format != "pt":
+        return {}
+    names = {parameter.name: name for name, (parameter, _) in stored.items()}
+    return {name: names[origin.name] for name, (p, origin) in stored.items() if p is not origin}
 
 
 def stored_parameters(

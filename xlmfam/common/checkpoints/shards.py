@@ -44,24 +44,35 @@ def parse_size(size: int | str) -> int:
     return size_in_bytes
 
 
-def deal(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[dict[str, TensorSpec]]:
+def deal(
+    specs: Mapping[str, TensorSpec], max_bytes: int, twins: Mapping[str, str] | None = None
+) -> list[dict[str, TensorSpec]]:
     """Deal tensors to shards in their order.
 
     Args:
         specs: The tensors.
         max_bytes: Most bytes of data in a shard; a larger tensor gets a shard of its own.
+        twins: Names of tensors that are one and the same as another, with the other's name: they
+            take no room where both are in one shard, and so they get there.
 
     Returns:
         The shards, at least one.
     """
     shards: list[dict[str, TensorSpec]] = [{}]
+    homes: dict[str, dict[str, TensorSpec]] = {}
     filled = 0
+    twins = twins or {}
     for name, spec in specs.items():
+        if name in twins:
+            continue
         if shards[-1] and filled + spec.nbytes > max_bytes:
             shards.append({})
             filled = 0
         shards[-1][name] = spec
+        homes[name] = shards[-1]
         filled += spec.nbytes
+    for name, other in twins.items():
+        homes[other][name] = specs[name]
     return shards
 
 
