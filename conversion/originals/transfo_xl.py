@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,16 +216,16 @@ def _pieces(file: TorchFile, tensors: Mapping[str, StoredTensor]) -> dict[str, P
     prefix, pieces = f"{table_of(TransfoXLConfig.model_type).prefix}.", {}
     for name, tensor in tensors.items():
         canonical = name if name.startswith("crit.") else prefix + name
-        pieces[canonical] = Piece(name, tensor.spec, _reader(file, tensor, name in OF_TAILS))
+        if name in OF_TAILS:
+            pieces[canonical] = Piece(name, tensor.spec, _reversed(file, tensor))
+        else:
+            read = partial(file.read, tensor)
+            pieces[canonical] = Piece(name, tensor.spec, read, read if tensor.shape else None)
     return pieces
 
 
-def _reader(file: TorchFile, tensor: StoredTensor, is_reversed: bool) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        array = file.read(tensor)
-        return np.ascontiguousarray(array[::-1]) if is_reversed else array
-
-    return read
+def _reversed(file: TorchFile, tensor: StoredTensor) -> Callable[[], np.ndarray]:
+    return lambda: np.ascontiguousarray(file.read(tensor)[::-1])
 
 
 def write_original(work: Work) -> None:

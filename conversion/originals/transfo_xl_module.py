@@ -6,6 +6,7 @@ The model is not made: it is walked through as the file describes it. Every modu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ _SIGNS = (
     "layers.0.pos_ff.CoreNet.0.bias",
 )
 _DEEPEST = 12
+_MOST_MODULES = 20_000  # the largest public model has some hundreds
 _WRAPPER = "module."
 
 
@@ -97,17 +99,16 @@ def _state(value: Any) -> Stored | None:
 
 def _whole(model: Placeholder) -> Stored:
     """Return the model of a pickled one."""
-    try:
-        tensors = dict(_tensors(model, "", 0))
-    except RecursionError as error:
-        raise CheckpointError("the model in the file contains itself") from error
-    return Stored(tensors, _settings(model), is_whole=True)
+    return Stored(dict(_tensors(model, "", itertools.count())), _settings(model), is_whole=True)
 
 
-def _tensors(module: Any, prefix: str, depth: int) -> Iterator[tuple[str, StoredTensor]]:
+def _tensors(
+    module: Any, prefix: str, visits: Iterator[int], depth: int = 0
+) -> Iterator[tuple[str, StoredTensor]]:
     own = _attributes(module)
-    if depth > _DEEPEST:
-        raise CheckpointError(f"{prefix}: the model in the file is nested deeper than any")
+    # Modules that stand within each other many times would make more names than memory holds.
+    if depth > _DEEPEST or next(visits) > _MOST_MODULES:
+        raise CheckpointError(f"{prefix[:80]}: the model in the file is larger than any")
     for group in ("_parameters", "_buffers"):
         for name, tensor in _entries(own, group, prefix):
             if isinstance(tensor, StoredTensor):
@@ -116,7 +117,7 @@ def _tensors(module: Any, prefix: str, depth: int) -> Iterator[tuple[str, Stored
                 raise CheckpointError(f"{prefix}{name} is no tensor: the file is damaged")
     for name, inner in _entries(own, "_modules", prefix):
         if inner is not None:
-            yield from _tensors(inner, f"{prefix}{name}.", depth + 1)
+            yield from _tensors(inner, f"{prefix}{name}.", visits, depth + 1)
 
 
 def _entries(own: dict[str, Any], group: str, prefix: str) -> list[tuple[str, Any]]:

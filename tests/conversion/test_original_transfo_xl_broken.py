@@ -121,7 +121,15 @@ def model_with(**state):
 def test_a_model_within_itself():
     model = model_with()
     model.state["_modules"]["again"] = model
-    with pytest.raises(CheckpointError, match="deeper than any"):
+    with pytest.raises(CheckpointError, match="larger than any"):
+        stored_model(model)
+
+
+def test_models_within_each_other_many_times():
+    model = model_with()
+    for _ in range(9):
+        model = model_with(_modules={str(number): model for number in range(100)})
+    with pytest.raises(CheckpointError, match="larger than any"):
         stored_model(model)
 
 
