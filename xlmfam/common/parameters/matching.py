@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from xlmfam.common.errors import CheckpointError
-from xlmfam.common.parameters.spelling import Spelling, layout_shape, spell
+from xlmfam.common.parameters.spelling import OLD_LEAVES, Spelling, layout_shape, spell
 from xlmfam.common.parameters.table import Parameter, Table
 
 MOST_NAMES_SHOWN = 20
@@ -114,6 +114,8 @@ def _candidates(table: Table, config: Any, spelling: Spelling) -> Callable[[Para
     def names(parameter: Parameter) -> list[str]:
         full = spell(parameter, spelling, prefixed=True)
         every = [full, _without_prefix(table, full), *older.get(parameter.full_name, ())]
+        if spelling == "canonical" and parameter.kind in OLD_LEAVES:
+            every += [f"{n.rpartition('.')[0]}.{OLD_LEAVES[parameter.kind]}" for n in every]
         return list(dict.fromkeys(every))
 
     return names

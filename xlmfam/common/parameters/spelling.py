@@ -26,6 +26,8 @@ LEAVES = {
         Kind.EMBEDDING: "embedding",
     },
 }
+# What PyTorch's layer norms were called before 2019; transformers still reads it.
+OLD_LEAVES = {Kind.NORM_SCALE: "gamma", Kind.NORM_SHIFT: "beta"}
 
 
 def spell(parameter: Parameter, spelling: Spelling, prefixed: bool = False) -> str:
