@@ -171,8 +171,13 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise ValueError("it does not end as an index does")
     offset, size, place = _handle(footer, 0)
     list(_block(data, offset, size))  # of other tables; here it says nothing
+    end = 0
     for _, handle in _block(data, *_handle(footer, place)[:2]):
-        yield from _block(data, *_handle(handle, 0)[:2])
+        offset, size, _ = _handle(handle, 0)
+        if offset < end:
+            raise ValueError("blocks within each other")
+        end = offset + size
+        yield from _block(data, offset, size)
 
 
 def _handle(data: bytes, place: int) -> tuple[int, int, int]:

@@ -11,7 +11,12 @@ from xlmfam.common.pickles import Placeholder
 from xlmfam.conversion import convert
 from xlmfam.conversion.formats.torch_file import TorchFile
 from xlmfam.conversion.formats.torch_writer import Made, tensor_of, write_torch_file
-from xlmfam.conversion.originals import open_original, transfo_xl_bundle
+from xlmfam.conversion.originals import (
+    open_original,
+    transfo_xl_bundle,
+    transfo_xl_bundle_writer,
+    transfo_xl_crc,
+)
 from xlmfam.conversion.originals.transfo_xl_bundle import Bundle
 from xlmfam.conversion.originals.transfo_xl_flags import divisor, given_flags
 from xlmfam.conversion.originals.transfo_xl_module import stored_model
@@ -282,6 +287,22 @@ def test_variables_that_nobody_knows(prefix, monkeypatch):
     path.write_bytes(data.replace(b"layer_1/ff", b"layer_9/ff"))
     with pytest.raises(CheckpointError, match="there are 3 layers"):
         open_original(prefix)
+
+
+def test_one_block_many_times(prefix):
+    path = with_ending(prefix, ".index")
+    entries = {b"": b"\x08\x01"}
+    table = transfo_xl_bundle_writer._table(entries)
+    assert dict(transfo_xl_bundle._table(table)) == entries
+    handle = bytes([0, len(transfo_xl_bundle_writer._block(entries))])
+    block = transfo_xl_bundle_writer._block({b"a": handle, b"b": handle}) + b"\x00"
+    start = len(table)
+    data = table + block + transfo_xl_crc.masked_crc(block).to_bytes(4, "little")
+    others = table[-48:-46]
+    handles = others + transfo_xl_bundle_writer._number(start) + bytes([len(block) - 1])
+    path.write_bytes(data + handles.ljust(40, b"\x00") + table[-8:])
+    with pytest.raises(CheckpointError, match="blocks within each other"):
+        Bundle(prefix)
 
 
 def test_slices_and_other_machines(prefix):
