@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import hostile_trees  # its cases join the others
 import numpy as np
 import pytest
 from hostile_files import BOMBS, CASES, LM, make
@@ -100,7 +101,7 @@ RUN = """
 import json, re, resource, sys, time
 sys.path[:0] = json.loads(sys.argv[1])
 import h5py, numpy, safetensors
-import hostile_files, hostile_pickles
+import hostile_files, hostile_pickles, hostile_trees
 from xlmfam.common.errors import XlmfamError
 from xlmfam.conversion import convert, inspect
 if json.loads(sys.argv[2]):
@@ -258,5 +259,6 @@ def test_generation_options_that_are_none(tmp_path):
 
 def test_the_list_of_files_covers_every_format():
     names = " ".join([*CASES, *BOMBS])
+    assert hostile_trees.__name__ == "hostile_trees"
     for word in ("safetensors", "shard", "index", "bin", "msgpack", "h5", "config", "original"):
         assert word in names
