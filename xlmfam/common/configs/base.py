@@ -172,7 +172,7 @@ class PretrainedConfig:
             raise ConfigError(
                 f"problem_type must be one of {PROBLEM_TYPES}, got {self.problem_type!r}"
             )
-        names = self.architectures  # type: ignore[attr-defined]
+        names = self.architectures
         if names is not None and not (
             isinstance(names, list) and all(isinstance(name, str) for name in names)
         ):
