@@ -12,10 +12,11 @@ import numpy as np
 
 from xlmfam.common.checkpoints.source import TensorSpec
 from xlmfam.common.errors import CheckpointError, XlmfamError
-from xlmfam.common.parameters import Parameter, relayout
+from xlmfam.common.parameters import Parameter
 from xlmfam.common.parameters.spelling import is_transposed
 from xlmfam.conversion.report import text_table
 from xlmfam.conversion.sources import OpenCheckpoint, recognise
+from xlmfam.conversion.streaming import Reading
 
 Status = Literal["equal", "within tolerance", "differs", "dtype", "shape", "only in A", "only in B"]
 # Values per block: two blocks and their copies in double precision are all that is held.
@@ -252,14 +253,30 @@ class _Held:
     def rows(self, canonical: bool) -> _RowReader:
         """Return what reads rows, of the canonical layout or of the file's."""
         source = self.checkpoint.source
-        turn = canonical and self.is_transposed
-        in_rows = getattr(source, "read_rows", None)
-        if in_rows is not None and not turn and self.spec.shape:
-            return lambda start, stop: in_rows(self.stored, start, stop)
-        array = source.read(self.stored)
-        if turn and self.parameter is not None:
-            array = relayout(array, self.parameter, source.spelling, "canonical")
-        return lambda start, stop: array[start:stop] if array.shape else array
+        if canonical and self.is_transposed and self.parameter is not None:
+            reading = Reading(source, self.stored, self.parameter)
+            return _InOrder(reading.canonical()).rows
+        if self.spec.shape:
+            return lambda start, stop: source.read_rows(self.stored, start, stop)
+        return lambda start, stop: source.read(self.stored)  # noqa: ARG005
+
+
+class _InOrder:
+    """Gives rows that come in blocks of one size in blocks of another, from the first on."""
+
+    def __init__(self, blocks: Iterator[np.ndarray]):
+        self._blocks = blocks
+        self._rest: np.ndarray | None = None
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Return the next rows."""
+        wanted, parts = stop - start, []
+        while wanted:
+            block = next(self._blocks) if self._rest is None else self._rest
+            parts.append(block[:wanted])
+            self._rest = block[wanted:] if len(block) > wanted else None
+            wanted -= len(parts[-1])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _pairs(
