@@ -24,7 +24,7 @@ from xlmfam.common.generation import GENERATION_CONFIG_NAME, GenerationConfig
 from xlmfam.common.languages import language_id
 from xlmfam.conversion.report import MOST_NAMES_SHOWN, Conversion
 from xlmfam.conversion.sources import OpenCheckpoint, recognise
-from xlmfam.conversion.targets import TARGETS, Work
+from xlmfam.conversion.targets import TARGET_FILES, TARGETS, Work
 from xlmfam.conversion.telling import report_files, weights_told
 from xlmfam.conversion.writing import (
     Beside,
@@ -324,7 +324,8 @@ def tokenizer_files(
 
 def belongs_to_checkpoint(family: str) -> Callable[[str], bool]:
     """Which files of an earlier checkpoint must not outlive it: they would be read with ours."""
-    names = {*_tokenizer_names(family), GENERATION_CONFIG_NAME, *REPORT_FILES}
+    own = (GENERATION_CONFIG_NAME, *REPORT_FILES, *TARGET_FILES)
+    names = {*_tokenizer_names(family), *own}
     return lambda name: name in names or any(form.owns(name) for form in FORMATS.values())
 
 

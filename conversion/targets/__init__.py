@@ -24,6 +24,16 @@ TARGETS = {
     "onnx": "xlmfam.conversion.targets.onnx",
     "original": "xlmfam.conversion.targets.original",
 }
+# Files of these that must not outlive a checkpoint that is replaced: they would be read with, or
+# before, what has taken its place.
+TARGET_FILES = (
+    "model.weights.h5",
+    "model.keras",
+    "saved_model.pb",
+    "fingerprint.pb",
+    "model.onnx",
+    "model.onnx.data",
+)
 
 
 @dataclass

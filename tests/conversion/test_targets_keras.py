@@ -149,6 +149,14 @@ def test_languages_can_be_left_out(tmp_path):
     assert checksum(tmp_path / "two") == checksum(tmp_path / "other")
 
 
+def test_what_is_replaced_is_not_read_any_more(tmp_path):
+    convert(make(tmp_path / "old", seed=1), tmp_path / "out", "keras")
+    folder = make(tmp_path / "new")
+    for to in ("orbax", "keras", "safetensors"):
+        convert(folder, tmp_path / "out", to, overwrite=True)
+        assert checksum(tmp_path / "out") == checksum(folder)
+
+
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     for to in ("keras", "savedmodel"):
