@@ -423,3 +423,13 @@ def test_no_tokens_are_an_empty_array():
     assert (ids.dtype, ids.shape) == (np.int64, (0,))
     assert CASED.convert_to_tensor([]).dtype == np.int64
     assert CASED.encode_sents([]) == []
+
+
+def test_tokens_that_there_are_not_stay_away(tmp_path):
+    (tmp_path / "vocab.txt").write_text("a\nb\nc\n")
+    none = {"eos_token": None, "unk_token": None, "additional_special_tokens": []}
+    tokenizer = TransfoXLTokenizer(vocab_file=tmp_path / "vocab.txt", **none)
+    tokenizer.save_pretrained(tmp_path / "again")
+    again = TransfoXLTokenizer.from_pretrained(tmp_path / "again")
+    assert again.get_vocab() == tokenizer.get_vocab() == {"a": 0, "b": 1, "c": 2}
+    assert again.eos_token is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any, ClassVar
 
 from xlmfam.common.errors import XlmfamError
@@ -371,6 +372,10 @@ class PreTrainedTokenizerBase(SpecialTokens, PreparesIds, TokenizerFiles):
             if name not in ("name_or_path", "verbose", *ROLES, ADDITIONAL)
         }
         settings.update(self.special_tokens_map_extended)
+        # What has no token and would get one by default stays without.
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            if name in (*ROLES, ADDITIONAL) and name not in settings and parameter.default:
+                settings[name] = [] if name == ADDITIONAL else None
         settings["model_max_length"] = self.model_max_length
         settings["clean_up_tokenization_spaces"] = self.clean_up_tokenization_spaces
         for name in ("padding_side", "truncation_side"):

@@ -352,7 +352,9 @@ class TokenizerFiles:
                 continue
             if name in (*ROLES, ADDITIONAL):
                 # How a special token is matched stands in added_tokens_decoder.
-                config[name] = [*map(str, value)] if isinstance(value, list) else str(value)
+                config[name] = (
+                    [*map(str, value)] if isinstance(value, list) else value and str(value)
+                )
             else:
                 config[name] = _freeze(value)
         config["added_tokens_decoder"] = {
