@@ -156,9 +156,10 @@ def test_a_wrong_total_size_is_of_no_account(tmp_path):
         assert checksum(source) == checksum(make(tmp_path / "whole"))
 
 
-def test_an_endless_list_of_a_vocabulary_s_words_is_counted(tmp_path, low_limits):
+@pytest.mark.parametrize("name", ["lists", "notes", "nothing"])
+def test_what_a_pickle_asks_for_is_counted(tmp_path, low_limits, name):
     path = tmp_path / "vocab.pkl"
-    path.write_bytes(PICKLE_BOMBS["lists"])
+    path.write_bytes(PICKLE_BOMBS[name])
     with pytest.raises(CheckpointError, match="more in it than any vocabulary"):
         pickles.read_pickle(path)
 
