@@ -37,12 +37,15 @@ SHAPES = {
     "7.5B": {"d_model": 4096, "ffn_dim": 16384, "num_layers": 32, "attention_heads": 32},
 }
 WORKER = """
-import resource, sys, time
+import sys, time
 from xlmfam.conversion import convert
 started = time.perf_counter()
 convert(sys.argv[1], sys.argv[2], sys.argv[3], max_shard_size=sys.argv[4])
 seconds = time.perf_counter() - started
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# Not getrusage, which counts what the process was forked from.
+with open("/proc/self/status") as lines:
+    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+print(seconds, peak * 1024)
 """
 
 
