@@ -65,7 +65,8 @@ def build(backend: str, shape: str, length: int):
         clamp_len=-1,
         same_length=True,
     )
-    return importlib.import_module(f"xlmfam.{backend}").TransfoXLLMHeadModel.from_config(config)
+    model = importlib.import_module(f"xlmfam.{backend}").TransfoXLLMHeadModel.from_config(config)
+    return model.eval() if backend == "pt" else model
 
 
 def remembering(backend: str, shape: str, length: int, segment: int) -> Callable[[], object]:

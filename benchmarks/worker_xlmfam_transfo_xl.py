@@ -69,12 +69,7 @@ class TensorFlow(MemoryWorker):
 
         model, inputs = self.load_model(), tf.constant(ids)
         options = {"max_new_tokens": new_tokens, "eos_token_id": None, "pad_token_id": 0}
-
-        @tf.function(jit_compile=True)
-        def generate(inputs):
-            return model.generate(inputs, **options)
-
-        return lambda: generate(inputs).numpy()
+        return lambda: model.generate(inputs, **options).numpy()
 
     def segment_work(self, ids: np.ndarray) -> Callable[[], float]:
         import tensorflow as tf

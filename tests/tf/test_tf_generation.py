@@ -38,6 +38,11 @@ def test_greedy_is_the_best_token_every_time(generator, use_cache):
     assert ids.dtype == tf.int64
 
 
+def test_not_within_a_graph(generator):
+    with pytest.raises(XlmfamError, match=r"outside of tf.function, with jit_compile=True"):
+        tf.function(lambda ids: generator.generate(ids), autograph=False)(tf.constant(PROMPT))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",

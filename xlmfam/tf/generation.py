@@ -224,8 +224,13 @@ class GenerationMixin:
 
         Raises:
             ConfigError: For options that cannot be.
-            XlmfamError: For inputs that cannot be.
+            XlmfamError: For inputs that cannot be, and within a ``tf.function``.
         """
+        if not tf.executing_eagerly():
+            raise XlmfamError(
+                "generate compiles its loop itself: call it outside of tf.function, with "
+                "jit_compile=True for XLA"
+            )
         extra = {name: kwargs.pop(name) for name in self.generation_arguments if name in kwargs}
         extra = {name: value for name, value in extra.items() if value is not None}
         options = self.generation_config.or_given(generation_config, **kwargs)
