@@ -6,6 +6,7 @@ heads, the activation, whether embeddings are scaled, and the longest text.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,10 +74,14 @@ def open_original(file: TorchFile) -> Original:
     names = Names(file, {name: (t, name) for name, t in weights_of(file.value).items()})
     _require_kind(names, settings)
     for start, reason in _DROPPED:
-        names.drop(lambda name, start=start: name.startswith(start), reason)  # type: ignore[misc]
+        names.drop(partial(_begins, start), reason)
     config = _config(names, settings)
     pieces = names.pieces(config, [HEAD], _original)
     return finished("fairseq-xglm", names, config, HEAD, pieces, "XGLMTokenizer", [])
+
+
+def _begins(start: str, name: str) -> bool:
+    return name.startswith(start)
 
 
 def _original(name: str) -> str:
