@@ -45,6 +45,12 @@ def pytest_configure(config):
         config.option.dist = "loadfile"
 
 
+def pytest_collection_finish():
+    """Thousands of tests and three frameworks stay to the end; collectors need not look at them."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _let_go_of_what_was_compiled():
     """Compiled functions of thousands of tests are more memory maps than a process may have."""
