@@ -25,7 +25,7 @@ BYTES_PER_BLOCK = 4 * 2**20
 # Two may be there for a moment.
 BYTES_PER_STRIP = 128 * 2**20
 # Rows and columns that are turned at once: both sides of so much lie in a processor's cache.
-_TILE = 256
+_TILE = 64
 _BLOCKS_WAITING = 4
 
 

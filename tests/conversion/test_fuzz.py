@@ -27,10 +27,11 @@ from xlmfam.common.checkpoints.source import TensorSpec
 from xlmfam.common.errors import XlmfamError
 from xlmfam.common.parameters import table_of
 from xlmfam.common.pickles import read_pickle
-from xlmfam.conversion import inspect
+from xlmfam.conversion import convert, inspect
 from xlmfam.conversion.formats.torch_file import StoredTensor, TorchFile
 from xlmfam.conversion.originals import open_original
 from xlmfam.conversion.runners import installed_backends
+from xlmfam.conversion.sources import recognise
 
 HAS_TORCH = "pt" in installed_backends()
 ORIGINALS = Path(__file__).parents[1] / "data" / "originals"
@@ -297,6 +298,68 @@ def test_originals(tmp_path, release):
         survives(read_original, path, whole[:start] + middle + whole[end:])
 
     check()
+
+
+# ---- what users of xlmfam trained, and TensorFlow 1 ------------------------------------------
+
+
+def read_whole(path):
+    """Open whatever it is, as convert does, and read some of it."""
+    with recognise(path) as checkpoint:
+        checkpoint.plan()
+        for name in list(checkpoint.source.specs())[:20]:
+            checkpoint.source.read(name)
+
+
+def fuzz_files(folder, read, examples):
+    """Spoil each file of a checkpoint in turn, whose config stays; what is whole is read first."""
+    read()
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in files if path.name != "config.json"]
+    assert files
+    for path in files:
+        fuzz_file(path, read, max(6, examples // len(files)))
+    read()
+
+
+def fuzz_file(path, read, examples):
+    whole = path.read_bytes()
+
+    @settings(repeatable, max_examples=examples)
+    @given(changes)
+    def check(list_of_changes):
+        survives(lambda _: read(), path, spoiled(whole, list_of_changes))
+
+    check()
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("format", ["orbax", "keras"])
+def test_trained(tmp_path, format):
+    convert(make(tmp_path / "first"), tmp_path / "made", to=format)
+    folder = tmp_path / "made"
+    for report in folder.glob("conversion_report.*"):
+        report.unlink()
+    if format == "orbax":
+        fuzz_files(folder, lambda: read_whole(folder), 60)
+        return
+    for other, kept in (("model.keras", "model.weights.h5"), ("model.weights.h5", "model.keras")):
+        alone = tmp_path / kept
+        alone.mkdir()
+        (alone / kept).write_bytes((folder / kept).read_bytes())
+        (alone / "config.json").write_bytes((folder / "config.json").read_bytes())
+        assert not (alone / other).exists()
+        fuzz_files(alone, lambda alone=alone, kept=kept: read_whole(alone / kept), 60)
+
+
+def test_tensorflow_1(tmp_path):
+    for packed in (ORIGINALS / "transfo_xl" / "tf1_tails").iterdir():
+        if packed.name.startswith("model.ckpt") and packed.suffix == ".gz":
+            (tmp_path / packed.name[:-3]).write_bytes(gzip.decompress(packed.read_bytes()))
+        elif packed.name.startswith("model.ckpt"):
+            (tmp_path / packed.name).write_bytes(packed.read_bytes())
+    prefix = next(tmp_path.glob("*.index")).with_suffix("")
+    fuzz_files(tmp_path, lambda: read_whole(prefix), 120)
 
 
 # ---- configs --------------------------------------------------------------------------------
