@@ -316,8 +316,10 @@ class _Part(io.RawIOBase):
         """Fill a buffer as far as there are bytes."""
         view = memoryview(buffer).cast("B")
         view = view[: max(0, min(len(view), self._length - self._place))]
+        if not len(view):  # the place may be one that no file has
+            return 0
         self._whole.seek(self._start + self._place)
-        count = self._whole.readinto(view) if len(view) else 0  # type: ignore[attr-defined]
+        count = self._whole.readinto(view)  # type: ignore[attr-defined]
         self._place += count
         return count
 
