@@ -109,7 +109,8 @@ class KerasSource(TensorSource):
             raw.close()
             if isinstance(error, _H5_ERRORS) and not isinstance(error, CheckpointError):
                 raise CheckpointError(
-                    f"{self.path}: no whole file of Keras weights (truncated or damaged): {error}"
+                    f"{self.path}: no whole file of Keras weights (truncated or damaged): "
+                    f"{str(error)[:200]}"
                 ) from error
             raise
         self._raw = raw
@@ -142,7 +143,7 @@ class KerasSource(TensorSource):
             self.close()
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(f"{self.path}: damaged: {error}") from error
+            raise CheckpointError(f"{self.path}: damaged: {str(error)[:200]}") from error
         return not (missing or unclaimed)
 
     def _spec(self, name: str, array: Any) -> TensorSpec:
@@ -182,7 +183,9 @@ class KerasSource(TensorSource):
         try:
             values = np.asarray(self._arrays[name][rows])
         except _H5_ERRORS as error:
-            raise CheckpointError(f"{self.path}: tensor {name!r} is damaged: {error}") from error
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} is damaged: {str(error)[:200]}"
+            ) from error
         # Keras stores bfloat16 as two bytes without a meaning, and says so beside.
         return values.view(dtype) if values.dtype.kind == "V" else np.asarray(values, dtype)
 
@@ -352,7 +355,7 @@ def _open_weights(path: Path) -> tuple[Any, int]:
             raise CheckpointError(f"{path}: damaged: {WEIGHTS_NAME} is not where the list says")
     except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError) as error:
         raw.close()
-        raise CheckpointError(f"{path}: not a whole .keras file: {error}") from error
+        raise CheckpointError(f"{path}: not a whole .keras file: {str(error)[:200]}") from error
     except CheckpointError:
         raw.close()
         raise
@@ -382,7 +385,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (zipfile.BadZipFile, OSError, ValueError, RecursionError, NotImplementedError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: not a whole .keras file: {error}") from error
+        raise CheckpointError(f"{path}: not a whole .keras file: {str(error)[:200]}") from error
     settings = found.get("config") if isinstance(found, dict) else None
     if not isinstance(settings, dict) or not isinstance(settings.get("config"), dict):
         raise CheckpointError(f"{path}: is of no model of xlmfam")

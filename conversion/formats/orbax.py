@@ -123,7 +123,9 @@ class OrbaxSource(TensorSource):
             opened = self._ts.open(spec, read=True, open=True, context=self._context)
             return opened.result()
         except Exception as error:  # TensorStore raises ValueError, KeyError and others
-            raise CheckpointError(f"{self.path}: {name} cannot be read: {error}") from error
+            raise CheckpointError(
+                f"{self.path}: {name} cannot be read: {str(error)[:200]}"
+            ) from error
 
     def _spec(self, name: str, array: Any) -> TensorSpec:
         dtype = array.dtype.name
@@ -165,7 +167,7 @@ class OrbaxSource(TensorSource):
         try:
             return np.array(array[rows].read().result(), self._specs[name].dtype)
         except Exception as error:
-            raise CheckpointError(f"{self.path}: {name} is damaged: {error}") from error
+            raise CheckpointError(f"{self.path}: {name} is damaged: {str(error)[:200]}") from error
 
     def _require_pieces(self, name: str, array: Any) -> None:
         """Raise where pieces are missing, which TensorStore would take for zeros."""
@@ -207,7 +209,7 @@ def _metadata(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        raise CheckpointError(f"{path}: cannot be read: {str(error)[:200]}") from error
     if not isinstance(found, dict) or not isinstance(found.get("tree_metadata"), dict):
         raise CheckpointError(f"{path}: has no tree_metadata; Orbax 0.5 and later write it")
     return found
